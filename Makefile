@@ -1,0 +1,26 @@
+# `make repro` and `make test` are all that a fresh clone needs.
+PYTHON ?= python3
+READY := .venv/installed
+
+.PHONY: repro test lint lock clean
+repro: $(READY)
+	.venv/bin/dvc repro
+
+test: $(READY) lint
+	.venv/bin/python -m pytest
+
+lint: $(READY)
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+$(READY): requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	touch $@
+
+# Pins every dependency of pyproject.toml, for all platforms, without the address it came from.
+lock:
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header --output-file requirements.lock

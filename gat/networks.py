@@ -1,0 +1,365 @@
+"""GAT's generator and discriminator, in the order data meets them (paper, sections 3 and 4).
+
+`SIZES` is the paper's table; any other width, depth and head count works alike.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Size(NamedTuple):
+    """One row of the paper's table of sizes (DiT's): a model is a size and a patch, such as XL/2."""
+
+    depth: int
+    width: int
+    heads: int
+
+
+SIZES = {"S": Size(12, 384, 6), "B": Size(12, 768, 12), "L": Size(24, 1024, 16), "XL": Size(28, 1152, 16)}
+
+Z_DIM = 64  # of the noise z, and of the class embedding beside it
+EQUALIZED_GAIN = 0.01
+ADALN_GAIN = 0.1
+CLASS_MEAN_DECAY = 0.995
+
+
+def rms_normalize(x: Tensor) -> Tensor:
+    """Divide the last dimension by its root mean square: (..., C) -> (..., C)."""
+    return x * (x.square().mean(-1, keepdim=True) + 1e-8).rsqrt()
+
+
+def sincos_table(grid: int, width: int) -> Tensor:
+    """Fixed 2-D sin-cos position table (grid², width): first half of the channels column, second half row."""
+    frequency = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)
+    column, row = axis.repeat(grid, 1), axis.repeat_interleave(grid, 0)
+    return torch.cat([column, row], dim=1).float()
+
+
+def rotary_table(grid: int, head_dim: int, prefix: int = 0) -> Tensor:
+    """Rotations e^{iθ} of the axial rotary embedding as (prefix + grid², head_dim / 2, 2) cosines and sines.
+
+    The first half of the pairs turns with the row, the second half with the column; the `prefix` tokens
+    in front do not turn at all.
+    """
+    frequency = 10000.0 ** -(torch.arange(head_dim // 4, dtype=torch.float64) / (head_dim / 4))
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
+    angles = torch.cat([angle.repeat_interleave(grid, 0), angle.repeat(grid, 1)], dim=1)
+    angles = torch.cat([angles.new_zeros(prefix, head_dim // 2), angles])
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).float()
+
+
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turn interleaved channel pairs: x (B, heads, T, head_dim) by `rotary` (T, head_dim / 2, 2)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.view_as_complex(rotary)).flatten(-2).to(x.dtype)
+
+
+def rotate_real(x: Tensor, rotary: Tensor) -> Tensor:
+    """`rotate` in real arithmetic, which torch.compile can fuse and bf16 can hold."""
+    real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rotary.to(x.dtype).unbind(-1)
+    return torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1).flatten(-2)
+
+
+class Attention(nn.Module):
+    """Self-attention with RMS-normalized queries and keys and rotary positions: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, h: Tensor, rotary: Tensor) -> Tensor:
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        turn = rotate if h.device.type == "cpu" and not torch.compiler.is_compiling() else rotate_real
+        q, k = turn(self.q_norm(q), rotary), turn(self.k_norm(k), rotary)
+        h = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        return self.out(h.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer of hidden size int(8/3 · width): (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = int(2 / 3 * 4 * width)
+        self.w_in = nn.Linear(width, 2 * hidden)
+        self.w_out = nn.Linear(hidden, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        gate, value = self.w_in(h).chunk(2, dim=-1)
+        return self.w_out(F.silu(gate) * value)
+
+
+class EqualizedLinear(nn.Linear):
+    """Linear layer stored 100 times too large, so that Adam changes it 100 times more slowly (StyleGAN)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * EQUALIZED_GAIN, self.bias * EQUALIZED_GAIN)
+
+
+def equalized_mlp(dim_in: int, dim: int) -> nn.Sequential:
+    """Two equalized layers with a SiLU between: (B, dim_in) -> (B, dim)."""
+    return nn.Sequential(EqualizedLinear(dim_in, dim), nn.SiLU(), EqualizedLinear(dim, dim))
+
+
+def initialize(network: nn.Module) -> None:
+    """Xavier-uniform weights, zero biases, N(0, 0.02²) embeddings; the paper's gains for style layers."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            gain = 1 / EQUALIZED_GAIN if isinstance(module, EqualizedLinear) else 1.0
+            nn.init.xavier_uniform_(module.weight, gain=gain)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.data.flatten(1))
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, StyledBlock | ImageHead):
+            nn.init.xavier_uniform_(module.style.weight, gain=ADALN_GAIN)
+
+
+class StyledBlock(nn.Module):
+    """Generator block: attention and SwiGLU, each scaled and gated by the style."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.style = nn.Linear(width, 4 * width)
+        self.attention = Attention(width, heads)
+        self.mlp = SwiGLU(width)
+
+    def forward(self, h: Tensor, activated_style: Tensor, rotary: Tensor) -> Tensor:
+        scale1, gate1, scale2, gate2 = self.style(activated_style)[:, None].chunk(4, dim=-1)
+        width = h.shape[-1:]
+        h = h + gate1 * self.attention((1 + scale1) * F.rms_norm(h, width, eps=1e-6), rotary)
+        return h + gate2 * self.mlp((1 + scale2) * F.rms_norm(h, width, eps=1e-6))
+
+
+class ImageHead(nn.Module):
+    """Reads an image off the tokens: (B, T, C) -> (B, channels, H, W)."""
+
+    def __init__(self, width: int, patch: int, channels: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.style = nn.Linear(width, width)
+        self.linear = nn.Linear(width, patch * patch * channels)
+
+    def forward(self, h: Tensor, activated_style: Tensor) -> Tensor:
+        scale = self.style(activated_style)[:, None]
+        h = self.linear((1 + scale) * F.rms_norm(h, h.shape[-1:], eps=1e-6))
+        grid, p = int(h.shape[1] ** 0.5), self.patch
+        h = h.unflatten(2, (p, p, -1)).unflatten(1, (grid, grid))  # (B, row, column, p, p, channels)
+        return h.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+class Generator(ModelMixin, ConfigMixin):
+    """One-step class-conditional generator of latents; a hierarchy of `levels` images guides its blocks.
+
+    Args:
+        width, depth, heads: size of the transformer; `SIZES` holds the paper's.
+        patch: side of a token in latent pixels.
+        latent_size, channels: the latents are (channels, latent_size, latent_size).
+        classes: number of classes.
+        levels: images read off after block depth/levels, 2·depth/levels, …; depth is a multiple of it.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        patch: int = 2,
+        latent_size: int = 32,
+        channels: int = 4,
+        classes: int = 1000,
+        levels: int = 4,
+    ) -> None:
+        super().__init__()
+        grid = latent_size // patch
+        self.activation_checkpointing = False
+        self.class_embedding = nn.Embedding(classes, Z_DIM)
+        self.mapping = equalized_mlp(2 * Z_DIM, width)
+        self.blocks = nn.ModuleList(StyledBlock(width, heads) for _ in range(depth))
+        self.image_heads = nn.ModuleList(ImageHead(width, patch, channels) for _ in range(levels))
+        self.register_buffer("class_means", torch.zeros(classes, width))
+        self.register_buffer("positions", sincos_table(grid, width), persistent=False)
+        self.register_buffer("rotary", rotary_table(grid, width // heads), persistent=False)
+        initialize(self)
+
+    def style(
+        self, z: Tensor, class_labels: Tensor, truncation_psi: float = 0.0, guidance_scale: float = 1.0
+    ) -> Tensor:
+        """Style w (B, width) of noise z (B, 64) and integer labels (B,).
+
+        `truncation_psi` moves w towards the mean style of its class (0: off, 1: the mean itself);
+        `guidance_scale` s gives w̄ + s·(w − w̄), w̄ being the mean over all classes for the same z (1: off).
+        """
+        embedding = rms_normalize(self.class_embedding(class_labels))
+        w = self.mapping(torch.cat([embedding, rms_normalize(z)], dim=1))
+        if truncation_psi != 0:
+            w = w.lerp(self.class_means[class_labels].to(w.dtype), truncation_psi)
+        if guidance_scale != 1:
+            mean = self._mean_style(z)
+            w = mean + guidance_scale * (w - mean)
+        return w
+
+    def _mean_style(self, z: Tensor) -> Tensor:
+        """Mean style (B, width) over all classes, as the release computes it.
+
+        The release normalizes both halves along the class axis here, not along the channels, so that an
+        embedding is relative to the other classes' and z is left with its signs; its published samples
+        and weights go with that.
+        """
+        every = rms_normalize(self.class_embedding.weight.T).T
+        signs = rms_normalize(z[..., None])[..., 0]
+        return torch.stack([self.mapping(torch.cat([every, s.expand(len(every), -1)], dim=1)).mean(0) for s in signs])
+
+    def synthesize(self, w: Tensor) -> Tensor:
+        """Level images (K, B, C, H, W) of styles w (B, width); the last level is the finished latent."""
+        activated = F.silu(w)
+        h = self.positions.to(w.dtype).expand(len(w), -1, -1)
+        image: Tensor | None = None
+        levels = []
+        every = len(self.blocks) // len(self.image_heads)
+        for i, block in enumerate(self.blocks, start=1):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                h = checkpoint(block, h, activated, self.rotary, use_reentrant=False)
+            else:
+                h = block(h, activated, self.rotary)
+            if i % every == 0:
+                detail = self.image_heads[i // every - 1](h, activated)
+                image = detail if image is None else image + detail
+                levels.append(image)
+        return torch.stack(levels)
+
+    def forward(
+        self,
+        z: Tensor,
+        class_labels: Tensor,
+        truncation_psi: float = 0.0,
+        guidance_scale: float = 1.0,
+        return_levels: bool = False,
+        return_style: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Latents (B, C, H, W) of noise z (B, 64) and integer labels (B,).
+
+        With `return_levels` all level images (K, B, C, H, W); with `return_style` also the styles (B, width).
+        """
+        w = self.style(z, class_labels, truncation_psi, guidance_scale)
+        levels = self.synthesize(w)
+        images = levels if return_levels else levels[-1]
+        return (images, w) if return_style else images
+
+    @torch.no_grad()
+    def update_class_means(self, style_sums: Tensor, counts: Tensor) -> None:
+        """Move the running mean of each class that occurs towards its batch mean.
+
+        Args:
+            style_sums: (classes, width) sums of w over the global batch, by class.
+            counts: (classes,) how many samples of each class.
+        """
+        mean = style_sums / counts.clamp(min=1)[:, None]
+        weight = torch.where(counts > 0, 1 - CLASS_MEAN_DECAY, 0.0)[:, None]
+        self.class_means.lerp_(mean.to(self.class_means.dtype), weight.to(self.class_means.dtype))
+
+
+class DiscriminatorBlock(nn.Module):
+    """Transformer block whose branches start at a tenth of their strength (LayerScale)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(width, eps=1e-6)
+        self.attention = Attention(width, heads)
+        self.scale1 = nn.Parameter(torch.full((width,), 0.1))
+        self.norm2 = nn.RMSNorm(width, eps=1e-6)
+        self.mlp = SwiGLU(width)
+        self.scale2 = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, h: Tensor, rotary: Tensor) -> Tensor:
+        h = h + self.scale1 * self.attention(self.norm1(h), rotary)
+        return h + self.scale2 * self.mlp(self.norm2(h))
+
+
+class Discriminator(ModelMixin, ConfigMixin):
+    """Judges all level images of a sample at once, given its class.
+
+    Args:
+        width, depth, heads, patch, latent_size, channels, classes, levels: as for `Generator`.
+        class_map_dim: dimensions in which [cls] meets the class embedding (paper: 2048).
+        repa_dim: width of the teacher whose features the REPA head predicts; None: no such head.
+        projector_dim: hidden width of the REPA head (paper: 2048).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        patch: int = 2,
+        latent_size: int = 32,
+        channels: int = 4,
+        classes: int = 1000,
+        levels: int = 4,
+        class_map_dim: int = 2048,
+        repa_dim: int | None = None,
+        projector_dim: int = 2048,
+    ) -> None:
+        super().__init__()
+        grid = latent_size // patch
+        self.activation_checkpointing = False
+        self.patchify = nn.Conv2d(levels * channels, width, patch, stride=patch)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.blocks = nn.ModuleList(DiscriminatorBlock(width, heads) for _ in range(depth))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.to_class_map = nn.Linear(width, class_map_dim)
+        self.class_embedding = nn.Embedding(classes, class_map_dim)
+        self.class_mapping = equalized_mlp(class_map_dim, class_map_dim)
+        self.repa_head: nn.Sequential | None = None
+        if repa_dim is not None:
+            self.repa_head = nn.Sequential(
+                nn.Linear(width, projector_dim),
+                nn.SiLU(),
+                nn.Linear(projector_dim, projector_dim),
+                nn.SiLU(),
+                nn.Linear(projector_dim, repa_dim),
+            )
+        self.register_buffer("positions", sincos_table(grid, width), persistent=False)
+        self.register_buffer("rotary", rotary_table(grid, width // heads, prefix=1), persistent=False)
+        initialize(self)
+
+    def forward(
+        self, levels: Tensor, class_labels: Tensor, return_features: bool = False
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Logits (B,) of level images (K, B, C, H, W) and integer labels (B,).
+
+        With `return_features` also the REPA head's ([cls] (B, d), patches (B, T, d)).
+        """
+        images = levels.transpose(0, 1).flatten(1, 2)  # (B, K·C, H, W)
+        h = self.patchify(images).flatten(2).transpose(1, 2)
+        h = torch.cat([self.cls_token.to(h.dtype).expand(len(h), -1, -1), h + self.positions.to(h.dtype)], dim=1)
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                h = checkpoint(block, h, self.rotary, use_reentrant=False)
+            else:
+                h = block(h, self.rotary)
+        class_map = self.class_mapping(self.class_embedding(class_labels))
+        logits = (self.to_class_map(self.norm(h[:, 0])) * class_map).sum(-1)
+        if not return_features:
+            return logits
+        if self.repa_head is None:
+            raise ValueError("return_features=True needs a discriminator made with repa_dim=")
+        features = self.repa_head(h)
+        return logits, (features[:, 0], features[:, 1:])
