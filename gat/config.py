@@ -1,0 +1,327 @@
+"""params.yaml as typed, validated objects. Reading it imports nothing heavy, so that a wrong value stops at once."""
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+HEAD_SIZE = 64  # that `heads: auto` aims at
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class ParamsError(ValueError):
+    """A wrong value in params.yaml; the message names the key, the value and what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+_SectionType = TypeVar("_SectionType", bound=_Section)
+
+
+class Data(_Section):
+    """Where images come from and how they are cut."""
+
+    source: str
+    split: str
+    image_column: str
+    label_column: str
+    resolution: Positive
+    mirror: bool
+
+
+class Vae(_Section):
+    """The autoencoder: a pretrained one, or how to train a small one."""
+
+    pretrained: str | None
+    channels: Annotated[list[Positive], Field(min_length=2)]
+    latent_channels: Positive
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Rate
+    kl_weight: NonNegative
+    seed: Seed
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent pixel stands for, along a side, of a VAE trained here."""
+        return 2 ** (len(self.channels) - 1)
+
+
+class Classifier(_Section):
+    """How to train the classifier whose features stand in for Inception's."""
+
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Rate
+    seed: Seed
+
+
+class Metrics(_Section):
+    """How samples are judged."""
+
+    extractor: Literal["classifier", "inception"]
+    mode: Literal["clean", "legacy_tensorflow"]
+    classifier: Classifier
+    reference: str | None
+    reference_features: Positive
+
+
+class Evaluate(_Section):
+    """Which samples are judged at the end."""
+
+    samples: Annotated[int, Field(ge=100)]
+    batch_size: Positive
+    seed: Seed
+    truncation_psi: Share
+    guidance_scale: NonNegative
+
+
+class NetworkOverride(_Section):
+    """A discriminator's size where it differs from its generator's; null: the same."""
+
+    width: Positive | None = None
+    depth: Positive | None = None
+    heads: Positive | Literal["auto"] | None = None
+    patch: Positive | None = None
+
+
+class Network(_Section):
+    """A transformer's size."""
+
+    width: Positive
+    depth: Positive
+    heads: Positive | Literal["auto"] = "auto"
+    patch: Positive
+
+    @property
+    def head_count(self) -> int:
+        """`heads`, or for `auto` the count whose head size is nearest to 64."""
+        if isinstance(self.heads, int):
+            return self.heads
+        fitting = [h for h in range(1, self.width + 1) if self.width % h == 0 and (self.width // h) % 4 == 0]
+        return min(fitting, key=lambda h: (abs(math.log(self.width / h / HEAD_SIZE)), h), default=1)
+
+
+class Run(Network):
+    """A model to train: a generator's size, its discriminator's, and what it overrides of `train` and `loss`."""
+
+    discriminator: NetworkOverride = NetworkOverride()
+    train: dict[str, Any] = {}
+    loss: dict[str, Any] = {}
+
+    @property
+    def discriminator_network(self) -> Network:
+        """The discriminator's full size."""
+        values = {key: getattr(self, key) for key in ("width", "depth", "heads", "patch")}
+        changed = self.discriminator.model_dump(exclude_none=True)
+        if "width" in changed and "heads" not in changed:
+            changed["heads"] = "auto"
+        return Network(**(values | changed))
+
+
+class Levels(_Section):
+    """Multi-level noise guidance."""
+
+    schedule: Literal["exponential", "linear", "none"]
+    count: Annotated[int, Field(ge=2)]
+
+    @property
+    def used(self) -> int:
+        """Levels of a generator: without guidance just the finished image."""
+        return 1 if self.schedule == "none" else self.count
+
+
+class Augment(_Section):
+    """Strength of the augmentation, 0 switching each off."""
+
+    color: Share
+    translation: Share
+    cutout: Share
+    flip: Share
+
+
+class Loss(_Section):
+    """The adversarial losses."""
+
+    levels: Levels
+    augment: Augment
+    penalty: NonNegative
+    class_map_dim: Positive
+
+
+class Train(_Section):
+    """The optimization."""
+
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Rate
+    scale_lr_by_width: bool
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    clip: Rate
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    seed: Seed
+    eval_every: Positive
+    eval_samples: Annotated[int, Field(ge=100)]
+
+
+class Compute(_Section):
+    """What changes speed and memory but not the result; no stage depends on it."""
+
+    compile: bool
+    activation_checkpointing: bool
+    micro_batch: Positive | None
+    workers: Annotated[int, Field(ge=0)]
+    save_every: Positive
+
+
+class Report(_Section):
+    """How the figures look."""
+
+    colors: Annotated[list[str], Field(min_length=1)]
+    highlight: str
+    bootstrap: Positive
+
+
+class Params(_Section):
+    """All of params.yaml."""
+
+    data: Data
+    vae: Vae
+    metrics: Metrics
+    model: Run
+    loss: Loss
+    train: Train
+    evaluate: Evaluate
+    study: dict[str, Run]
+    runs: dict[str, str]
+    compute: Compute
+    report: Report
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        known = {"model": "model"} | {entry: f"study.{entry}" for entry in self.study}
+        for name, key in self.runs.items():
+            _require(name in known, "runs", name, "model or an entry of study: " + ", ".join(known))
+            _require(key == known[name], f"runs.{name}", key, known[name])
+        _require("model" in self.runs, "runs", [*self.runs], "model must be among them; DVC's metrics are its")
+        _require_file("data.source", self.data.source)
+        _require_file("vae.pretrained", self.vae.pretrained)
+        _require_file("metrics.reference", self.metrics.reference)
+        latent_size = None
+        if self.vae.pretrained is None:
+            size, factor = self.data.resolution, self.vae.factor
+            _require(size % factor == 0, "data.resolution", size, f"multiples of {factor} (2 to the len(vae.channels) − 1)")
+            latent_size = size // factor
+        for name in self.runs:
+            self._check_run(name, latent_size)
+        return self
+
+    def _check_run(self, name: str, latent_size: int | None) -> None:
+        key = self.runs[name]
+        run, loss, _ = self.settings(name)
+        flip = loss.augment.flip
+        _require(flip == 0 or self.data.mirror, "loss.augment.flip", flip, "0 where data.mirror is false")
+        for where, network in ((key, run), (f"{key}.discriminator", run.discriminator_network)):
+            width, heads = network.width, network.head_count
+            _require(width % heads == 0, f"{where}.width", width, f"multiples of {where}.heads ({heads})")
+            if network.heads == "auto":
+                _require(width % 4 == 0, f"{where}.width", width, "multiples of 4")
+            _require(width // heads % 4 == 0, f"{where}.heads", heads, "such that width/heads is a multiple of 4")
+            if latent_size is not None:
+                _require(latent_size % network.patch == 0, f"{where}.patch", network.patch, f"divisors of {latent_size}, the latents' side")
+        levels = loss.levels.used
+        _require(run.depth % levels == 0, f"{key}.depth", run.depth, f"multiples of loss.levels.count ({levels})")
+
+    def settings(self, name: str) -> tuple[Run, Loss, Train]:
+        """The size, the losses and the optimization of a run, with what it overrides.
+
+        Raises:
+            ParamsError: there is no such run, or an override is wrong.
+        """
+        _require(name in self.runs, "run", name, ", ".join(self.runs))
+        key = self.runs[name]
+        run = self.model if key == "model" else self.study[name]
+        return run, _overridden(self.loss, run.loss, f"{key}.loss"), _overridden(self.train, run.train, f"{key}.train")
+
+
+def _require(condition: bool, key: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ParamsError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
+
+
+def _require_file(key: str, value: str | None) -> None:
+    """What is written as a path must be there; anything else is a name on a hub."""
+    if value is not None and value.startswith((".", "/", "~")):
+        _require(Path(value).expanduser().exists(), key, value, "a file or folder that exists")
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merged(base[key], value) if nested else value
+    return merged
+
+
+def _overridden(section: _SectionType, changes: dict[str, Any], key: str) -> _SectionType:
+    try:
+        return type(section).model_validate(_merged(section.model_dump(), changes)) if changes else section
+    except ValidationError as error:
+        raise ParamsError(_first_error(error, f"{key}.")) from None
+
+
+def _first_error(error: ValidationError, prefix: str = "") -> str:
+    """One line on the first error: key, value and what is allowed."""
+    first = error.errors()[0]
+    if isinstance(cause := first.get("ctx", {}).get("error"), ParamsError):
+        return str(cause)
+    key = _key(first)
+    same = [other["msg"][0].lower() + other["msg"][1:] for other in error.errors() if _key(other) == key]
+    others = error.error_count() - len(same)
+    more = f" (and {others} more)" if others else ""
+    if first["type"] in ("extra_forbidden", "missing"):
+        return f"{prefix}{key}: {'missing' if first['type'] == 'missing' else 'unknown key'}{more}"
+    value = first["input"]
+    if first["type"] == "float_type" and _is_number(value):
+        same = ["YAML takes a number in this form only with a point, such as 2.0e-4"]
+    return f"{prefix}{key}: {value!r} is not allowed; {' or '.join(same)}{more}"
+
+
+def _key(error: Any) -> str:
+    """The dotted key of a pydantic error, without the branches of a union that it went through."""
+    return ".".join(str(part) for part in error["loc"] if not re.match(r"(constrained-|literal\[|int$)", str(part)))
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check a params file.
+
+    Raises:
+        ParamsError: the file is missing or not YAML, or a key is unknown, missing or wrong; one line says which.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ParamsError(f"{path}: {error.strerror}; copy one from profiles/") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise ParamsError(_first_error(error)) from None

@@ -1,0 +1,135 @@
+"""What turns images into features for FID: clean-fid's Inception, or a small classifier of the data itself.
+
+An extractor is a folder: `extractor.json` says which, `classifier.safetensors` holds a classifier's weights. In
+clean-fid's interface it is a resizing function for one image and a model from (B, 3, H, W) in 0–255 to (B, d).
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from cleanfid.features import build_feature_extractor
+from cleanfid.resize import build_resizer, make_resizer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import trange
+
+from gat.images import Images
+
+FEATURES = 64
+
+
+class Classifier(nn.Module):
+    """Small convolutional classifier whose penultimate layer has 64 features."""
+
+    def __init__(self, size: int, classes: int, width: int = 32) -> None:
+        super().__init__()
+        self.config = {"size": size, "classes": classes, "width": width}
+        self.body = nn.Sequential(
+            nn.Conv2d(3, width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(width, 2 * width, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(2 * width * 16, FEATURES),
+        )
+        self.head = nn.Linear(FEATURES, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, 64) of images (B, 3, H, W) in 0–255."""
+        return self.body(images / 127.5 - 1)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Class logits (B, classes)."""
+        return self.head(F.relu(self(images)))
+
+
+def train_classifier(
+    images: Images, steps: int, batch_size: int, learning_rate: float, seed: int, progress: bool = True
+) -> tuple[Classifier, float]:
+    """Train a classifier on nine tenths of the images, shifted by up to two pixels for robustness.
+
+    Returns:
+        The classifier and its accuracy (0–1) on the held-out tenth.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(images))
+    held_out, train = np.sort(order[: len(images) // 10]), order[len(images) // 10 :]
+    model = Classifier(images.size, len(images.classes))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    for _ in trange(steps, desc="extractor", unit="step", disable=not progress):
+        index = np.sort(rng.choice(train, batch_size))
+        batch = torch.from_numpy(images[index]).permute(0, 3, 1, 2).float()
+        batch = torch.roll(batch, tuple(rng.integers(-2, 3, size=2)), dims=(2, 3))
+        loss = F.cross_entropy(model.classify(batch), torch.from_numpy(images.labels[index]), label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.eval().requires_grad_(False)
+    predicted = torch.cat(
+        [model.classify(torch.from_numpy(images[i]).permute(0, 3, 1, 2).float()).argmax(1) for i in _chunks(held_out)]
+    )
+    return model, (predicted.numpy() == images.labels[held_out]).mean().item()
+
+
+def _chunks(index: np.ndarray, size: int = 256) -> list[np.ndarray]:
+    return [index[i : i + size] for i in range(0, len(index), size)]
+
+
+class Extractor:
+    """Features of images, by clean-fid's resizing and one of its models or a classifier of ours.
+
+    Attributes:
+        name: `inception` or `classifier`; recorded beside every FID.
+        mode: clean-fid's resizing, `clean` or `legacy_tensorflow`.
+        resize: function of one image, (H, W, 3) in 0–255, as clean-fid's `custom_fn_resize`.
+        model: function of (B, 3, H, W) in 0–255 to features (B, d), as clean-fid's `custom_feat_extractor`.
+    """
+
+    def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
+        folder = Path(folder)
+        self.device = torch.device(device)
+        config = json.loads((folder / "extractor.json").read_text())
+        self.name: str = config["name"]
+        self.mode: str = config["mode"]
+        self.resize: Callable[[np.ndarray], np.ndarray]
+        self.model: Callable[[Tensor], Tensor]
+        self._native: int | None = None
+        if self.name == "classifier":
+            classifier = Classifier(**config["classifier"])
+            classifier.load_state_dict(load_file(folder / "classifier.safetensors"))
+            self.model = classifier.to(self.device).eval().requires_grad_(False)
+            self._native = config["classifier"]["size"]
+            self.resize = make_resizer("PIL", False, "bicubic", (self._native, self._native))
+        else:
+            self.model = build_feature_extractor(self.mode, self.device, use_dataparallel=False)
+            self.resize = build_resizer(self.mode)
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Features float32 (B, d) of uint8 images (B, H, W, 3)."""
+        if images.shape[1] != self._native:  # at its own size, clean-fid's resizing is the identity
+            images = np.stack([self.resize(image) for image in images])
+        batch = torch.tensor(images, device=self.device).permute(0, 3, 1, 2).float()
+        return self.model(batch).float().cpu().numpy()
+
+
+def save_extractor(folder: Path, name: str, mode: str, classifier: Classifier | None = None) -> None:
+    """Write an extractor folder; a classifier is needed exactly when `name` is `classifier`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {"name": name, "mode": mode}
+    if classifier is not None:
+        config["classifier"] = classifier.config
+        save_file(classifier.state_dict(), folder / "classifier.safetensors")
+    (folder / "extractor.json").write_text(json.dumps(config, indent=1) + "\n")

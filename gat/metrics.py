@@ -1,0 +1,88 @@
+"""FID, KID, precision and recall from features; the distances themselves are clean-fid's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from cleanfid.fid import frechet_distance, kernel_distance
+
+NEIGHBOURS = 3  # of the manifold estimate behind precision and recall
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of the real images' features.
+
+    Attributes:
+        mu, sigma: mean (d,) and covariance (d, d).
+        features: (n, d) of some of the images, for KID, precision and recall; None where only the above is known.
+    """
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    features: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, features: np.ndarray, keep: int | None = None) -> "Reference":
+        """Statistics of all the given features (N, d); the first `keep` of them stay."""
+        return cls(np.mean(features, axis=0), np.cov(features, rowvar=False), features[:keep])
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Reference":
+        """Read an `.npz` with `mu` and `sigma` and perhaps `features`."""
+        with np.load(path, allow_pickle=False) as file:
+            return cls(file["mu"], file["sigma"], file["features"] if "features" in file else None)
+
+    def save(self, path: str | Path) -> None:
+        """Write what `load` reads."""
+        features = {} if self.features is None else {"features": self.features}
+        np.savez(path, mu=self.mu, sigma=self.sigma, **features)
+
+
+def fid(features: np.ndarray, reference: Reference) -> float:
+    """Fréchet distance of features (N, d) to the reference (FID); smaller is better."""
+    mu, sigma = np.mean(features, axis=0), np.cov(features, rowvar=False)
+    return float(frechet_distance(mu, sigma, reference.mu, reference.sigma))
+
+
+@contextmanager
+def _numpy_seed(seed: int) -> Iterator[None]:
+    """clean-fid draws its subsets from numpy's global state."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+def kid(features: np.ndarray, reference: np.ndarray, seed: int = 0) -> float:
+    """Kernel distance of features (N, d) to reference features (n, d): mean over 100 random subsets."""
+    with _numpy_seed(seed):
+        return kernel_distance(reference, features)
+
+
+def _radii(features: torch.Tensor) -> torch.Tensor:
+    """Squared distance from each row to its 3rd neighbour, (N,)."""
+    chunks = [torch.cdist(rows, features).kthvalue(NEIGHBOURS + 1, dim=1).values for rows in features.split(1000)]
+    return torch.cat(chunks)
+
+
+def _covered(rows: torch.Tensor, manifold: torch.Tensor, radii: torch.Tensor) -> float:
+    inside = [(torch.cdist(part, manifold) <= radii).any(dim=1) for part in rows.split(1000)]
+    return torch.cat(inside).float().mean().item()
+
+
+def precision_recall(
+    features: np.ndarray, reference: np.ndarray, device: torch.device | str = "cpu"
+) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, k = 3) of features (N, d) against real ones (n, d).
+
+    Returns:
+        The share of samples inside the real manifold, and of real images inside the samples' manifold.
+    """
+    fake, real = (torch.from_numpy(f).to(device, torch.float32) for f in (features, reference))
+    return _covered(fake, real, _radii(real)), _covered(real, fake, _radii(fake))

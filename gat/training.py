@@ -1,0 +1,287 @@
+"""The training recipe (paper, section 5 and appendix) on Accelerate: one step, its state, its checkpoints."""
+
+import copy
+import json
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from gat.augment import draw_augmentation
+from gat.losses import Look, Objective, discriminator_loss, generator_loss
+from gat.networks import Z_DIM, Discriminator, Generator
+from gat.seeds import generator_of
+
+BASE_WIDTH, BASE_BATCH = 768, 512
+KEPT_CHECKPOINTS = 2
+
+
+def learning_rate(base: float, width: int, batch_size: int, scale_by_width: bool = True) -> float:
+    """The paper's rule: `base` holds at width 768 and batch 512, falls as 1/width and grows as √batch."""
+    width_factor = BASE_WIDTH / width if scale_by_width else 1.0
+    return base * width_factor * (batch_size / BASE_BATCH) ** 0.5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What defines training, besides the networks and the data; `micro_batch` changes its memory alone."""
+
+    objective: Objective
+    batch_size: int  # of all processes together
+    learning_rate_g: float
+    learning_rate_d: float
+    betas: tuple[float, float] = (0.0, 0.99)
+    clip: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    micro_batch: int | None = None  # samples of one forward on one process; None: its whole share
+
+
+@dataclass
+class Draws:
+    """All random numbers of one step, of this process's samples."""
+
+    posterior: Tensor  # (B, C, H, W) standard normal
+    z: Tensor  # (B, 64)
+    looks_d: tuple[Look, Look]  # at reals and at fakes, in the discriminator's step
+    looks_g: tuple[Look, Look]  # and in the generator's
+    penalty: tuple[Tensor, Tensor]  # (B, C, H, W) and (K, B, C, H, W) standard normal
+
+
+class Trainer:
+    """Both networks, their optimizers and the EMA generator; `step` trains them once.
+
+    Args:
+        accelerator: of Hugging Face Accelerate; it knows devices, processes and precision.
+        generator, discriminator: freshly made, the same on all processes.
+        recipe: see `Recipe`; its batch must divide among the processes and the micro-batches.
+        scaling_factor: that of the latents.
+
+    Raises:
+        ValueError: the batch does not divide; the message names the params key.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        generator: Generator,
+        discriminator: Discriminator,
+        recipe: Recipe,
+        scaling_factor: float,
+    ) -> None:
+        processes = accelerator.num_processes
+        self.share = recipe.batch_size // processes
+        self.micro_batch = min(recipe.micro_batch or self.share, self.share)
+        if recipe.batch_size % processes or self.share % self.micro_batch:
+            raise ValueError(
+                f"train.batch_size: {recipe.batch_size} does not divide into {processes} processes "
+                f"of micro-batches of {self.micro_batch} (compute.micro_batch)"
+            )
+        self.accelerator, self.recipe, self.scaling_factor = accelerator, recipe, scaling_factor
+        self.ema = copy.deepcopy(generator).to(accelerator.device).eval().requires_grad_(False)
+        self._average = get_ema_multi_avg_fn(recipe.ema)
+        optimizers = [
+            torch.optim.AdamW(network.parameters(), rate, betas=recipe.betas, eps=1e-8, weight_decay=0.0, fused=True)
+            for network, rate in ((generator, recipe.learning_rate_g), (discriminator, recipe.learning_rate_d))
+        ]
+        self.generator, self.discriminator, self.optimizer_g, self.optimizer_d = accelerator.prepare(
+            generator, discriminator, *optimizers
+        )
+        self.plain_generator: Generator = accelerator.unwrap_model(self.generator)
+        self.plain_discriminator: Discriminator = accelerator.unwrap_model(self.discriminator)
+        self.steps_done = 0
+
+    def draw(self, step: int) -> Draws:
+        """The random numbers of a step. Every process draws those of the whole batch and keeps its own part."""
+        device, objective = self.accelerator.device, self.recipe.objective
+        rng = generator_of(self.recipe.seed, 2, step, device=device)
+        config = self.plain_generator.config
+        count, levels, size = self.recipe.batch_size, len(objective.times), config["latent_size"]
+        image, own = (config["channels"], size, size), slice(0, self.share)
+        own = slice(self.accelerator.process_index * self.share, (self.accelerator.process_index + 1) * self.share)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=rng, device=device)
+
+        def look() -> Look:
+            draw = draw_augmentation(count, size, objective.augment, rng)
+            return Look(draw, normal(levels, count, *image)).part(own)
+
+        return Draws(
+            posterior=normal(count, *image)[own],
+            z=normal(count, Z_DIM)[own],
+            looks_d=(look(), look()),
+            looks_g=(look(), look()),
+            penalty=(normal(count, *image)[own], normal(levels, count, *image)[:, own]),
+        )
+
+    def step(self, moments: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Train the discriminator, then the generator, on this process's share of one batch.
+
+        Args:
+            moments: (B, 2C, H, W) posterior means and standard deviations.
+            labels: (B,) integers.
+
+        Returns:
+            Scalars on the device, of this process's samples: `loss_d`, `loss_g`, `gap`, `r1`, `r2`, and the norms
+            `grad_d`, `grad_g` of the whole gradients before clipping.
+        """
+        draws = self.draw(self.steps_done)
+        mean, std = moments.float().chunk(2, dim=1)
+        real = (mean + std * draws.posterior) * self.scaling_factor
+        parts = [slice(i, i + self.micro_batch) for i in range(0, self.share, self.micro_batch)]
+        one_part = len(parts) == 1
+        objective = self.recipe.objective
+
+        def generate(part: slice) -> tuple[Tensor, Tensor]:
+            return self.generator(draws.z[part], labels[part], return_levels=True, return_style=True)
+
+        logs: dict[str, Tensor] = {}
+        levels = style = real.new_empty(0)
+        for part in parts:
+            with torch.set_grad_enabled(one_part):  # a single forward serves both networks' steps
+                levels, style = generate(part)
+            with self._sync(self.discriminator, part is parts[-1]):
+                loss, terms = discriminator_loss(
+                    self.discriminator,
+                    real[part],
+                    levels.detach(),
+                    labels[part],
+                    (draws.looks_d[0].part(part), draws.looks_d[1].part(part)),
+                    (draws.penalty[0][part], draws.penalty[1][:, part]),
+                    objective,
+                )
+                self.accelerator.backward(loss / len(parts))
+            for name, value in terms.items():
+                logs[name] = logs.get(name, 0) + value / len(parts)
+        logs["grad_d"] = self._update(self.discriminator, self.optimizer_d)
+
+        with _frozen(self.plain_discriminator):
+            for part in parts:
+                with self._sync(self.generator, part is parts[-1]):
+                    if not one_part:
+                        levels, style = generate(part)
+                    looks = (draws.looks_g[0].part(part), draws.looks_g[1].part(part))
+                    loss = generator_loss(
+                        self.plain_discriminator, real[part], levels, labels[part], looks, objective
+                    )
+                    self.accelerator.backward(loss / len(parts))
+                logs["loss_g"] = logs.get("loss_g", 0) + loss.detach() / len(parts)
+                self._collect_styles(style.detach(), labels[part])
+        logs["grad_g"] = self._update(self.generator, self.optimizer_g)
+        self._update_class_means()
+        with torch.no_grad():
+            self._average(list(self.ema.parameters()), list(self.plain_generator.parameters()), 1)
+            self.ema.class_means.copy_(self.plain_generator.class_means)
+        self.steps_done += 1
+        return logs
+
+    def _sync(self, network: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Processes exchange gradients in the last micro-batch alone."""
+        return nullcontext() if last else self.accelerator.no_sync(network)
+
+    def _update(self, network: nn.Module, optimizer: Any) -> Tensor:
+        norm = self.accelerator.clip_grad_norm_(network.parameters(), self.recipe.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _collect_styles(self, style: Tensor, labels: Tensor) -> None:
+        """Add up styles and counts by class, as (classes, width + 1)."""
+        rows = torch.cat([style.float(), style.new_ones(len(style), 1, dtype=torch.float32)], dim=1)
+        if not hasattr(self, "_styles"):
+            self._styles = rows.new_zeros(self.plain_generator.config["classes"], rows.shape[1])
+        self._styles.index_add_(0, labels, rows)
+
+    def _update_class_means(self) -> None:
+        sums = self.accelerator.reduce(self._styles, reduction="sum")
+        self.plain_generator.update_class_means(sums[:, :-1], sums[:, -1])
+        del self._styles
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that training carries from one step to the next, as named tensors."""
+        tensors = {}
+        for prefix, network in self._networks():
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
+        for prefix, optimizer in self._optimizers():
+            for index, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"{prefix}.{index}.{name}": tensor for name, tensor in values.items()}
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor], steps_done: int) -> None:
+        """Take over `state()` of a trainer of the same sizes after `steps_done` steps."""
+
+        def section(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix + "."): v for k, v in tensors.items() if k.startswith(prefix + ".")}
+
+        for prefix, network in self._networks():
+            network.load_state_dict(section(prefix))
+        for prefix, optimizer in self._optimizers():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in section(prefix).items():
+                index, name = key.split(".")
+                state.setdefault(int(index), {})[name] = tensor
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self.steps_done = steps_done
+
+    def _networks(self) -> Iterator[tuple[str, nn.Module]]:
+        yield from (
+            ("generator", self.plain_generator),
+            ("discriminator", self.plain_discriminator),
+            ("ema", self.ema),
+        )
+
+    def _optimizers(self) -> Iterator[tuple[str, Any]]:
+        yield from (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d))
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
+
+
+def save_checkpoint(folder: Path, trainer: Trainer, history: list[dict[str, float]]) -> None:
+    """Write `step-N.safetensors` and drop all but the last two; a kill at any moment leaves whole files alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{trainer.steps_done:08d}.safetensors"
+    unfinished = path.with_suffix(".unfinished")
+    metadata = {"step": str(trainer.steps_done), "history": json.dumps(history)}
+    save_file({name: t.contiguous() for name, t in trainer.state().items()}, unfinished, metadata=metadata)
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.rename(path)
+    for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
+        old.unlink()
+
+
+def load_checkpoint(folder: Path, trainer: Trainer) -> tuple[list[dict[str, float]], list[str]]:
+    """Put the newest whole checkpoint of `folder`, if any, into the trainer.
+
+    Returns:
+        The history it was saved with ([] without one), and a message for every broken file passed over.
+    """
+    messages = []
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+        try:
+            with safe_open(path, "pt", device=str(trainer.accelerator.device)) as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            messages.append(f"checkpoint {path} is broken ({error}); the one before it is used")
+            continue
+        trainer.load_state(tensors, int(metadata["step"]))
+        return json.loads(metadata["history"]), messages
+    return [], messages

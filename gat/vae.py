@@ -1,0 +1,98 @@
+"""The autoencoder whose latent space the GAN works in: diffusers' `AutoencoderKL`, fetched or trained small."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+from tqdm import trange
+
+from gat.images import Images
+
+
+def to_model_range(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [−1, 1]."""
+    return torch.tensor(images, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float (B, 3, H, W) in [−1, 1] to uint8 (B, H, W, 3), rounded and clipped."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def factor(vae: AutoencoderKL) -> int:
+    """Pixels a latent pixel stands for, along a side."""
+    return 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
+def train_vae(
+    images: Images,
+    channels: Sequence[int],
+    latent_channels: int,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    kl_weight: float,
+    seed: int,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> AutoencoderKL:
+    """Train a small autoencoder on images; it halves the side once less often than `channels` is long.
+
+    The loss is the L1 error of pixels in [−1, 1] plus `kl_weight` times the KL divergence per latent element, under
+    Adam with a linear warm-up of 5 % and a cosine decay. Its scaling factor makes the latents' standard deviation 1.
+    """
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=tuple(channels),
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=min(8, *channels),
+        mid_block_add_attention=False,
+        sample_size=images.size,
+    ).to(device)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=learning_rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    rng = np.random.default_rng(seed)
+    noise = torch.Generator().manual_seed(seed)
+    bar = trange(steps, desc="vae", unit="step", disable=not progress)
+    for _ in bar:
+        batch = to_model_range(images[np.sort(rng.integers(len(images), size=batch_size))], device)
+        posterior = vae.encode(batch).latent_dist
+        error = F.l1_loss(vae.decode(posterior.sample(noise)).sample, batch)
+        loss = error + kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(l1=f"{error.item():.4f}", refresh=False)
+    vae.eval().requires_grad_(False)
+    seen = [encode(vae, images[i : i + 100])[0] for i in range(0, min(len(images), 2000), 100)]
+    vae.register_to_config(scaling_factor=1 / torch.cat(seen).std().item())
+    return vae
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Posterior mean and standard deviation, each float (B, C, h, w) and unscaled, of uint8 images (B, H, W, 3)."""
+    posterior = vae.encode(to_model_range(images, vae.device).to(vae.dtype)).latent_dist
+    return posterior.mean.float(), posterior.std.float()
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Images uint8 (B, H, W, 3) of latents (B, C, h, w), scaled as the generator makes them."""
+    return to_uint8(vae.decode(latents.to(vae.dtype) / vae.config["scaling_factor"]).sample)
+
+
+def psnr(vae: AutoencoderKL, images: Images, count: int = 1000) -> float:
+    """Peak signal-to-noise ratio in dB of the first `count` images against their reconstructions."""
+    errors = []
+    for batch in images.batches(100, stop=min(count, len(images))):
+        rebuilt = decode(vae, encode(vae, batch)[0] * vae.config["scaling_factor"]).cpu().numpy()
+        errors.append(np.square(rebuilt.astype(float) - batch).mean((1, 2, 3)))
+    return float(10 * np.log10(255**2 / np.concatenate(errors).mean()))
