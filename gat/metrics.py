@@ -34,12 +34,12 @@ class Reference:
     def load(cls, path: str | Path) -> "Reference":
         """Read an `.npz` with `mu` and `sigma` and perhaps `features`."""
         with np.load(path, allow_pickle=False) as file:
-            return cls(file["mu"], file["sigma"], file["features"] if "features" in file else None)
+            return cls(file["mu"], file["sigma"], file.get("features"))
 
     def save(self, path: str | Path) -> None:
         """Write what `load` reads."""
-        features = {} if self.features is None else {"features": self.features}
-        np.savez(path, mu=self.mu, sigma=self.sigma, **features)
+        arrays = {"mu": self.mu, "sigma": self.sigma, "features": self.features}
+        np.savez(path, allow_pickle=False, **{name: array for name, array in arrays.items() if array is not None})
 
 
 def fid(features: np.ndarray, reference: Reference) -> float:

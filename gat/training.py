@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from gat.augment import draw_augmentation
+from gat.latents import TrainingBatches
 from gat.losses import Look, Objective, discriminator_loss, generator_loss
 from gat.networks import Z_DIM, Discriminator, Generator
 from gat.seeds import generator_of
@@ -171,9 +174,7 @@ class Trainer:
                     if not one_part:
                         levels, style = generate(part)
                     looks = (draws.looks_g[0].part(part), draws.looks_g[1].part(part))
-                    loss = generator_loss(
-                        self.plain_discriminator, real[part], levels, labels[part], looks, objective
-                    )
+                    loss = generator_loss(self.plain_discriminator, real[part], levels, labels[part], looks, objective)
                     self.accelerator.backward(loss / len(parts))
                 logs["loss_g"] = logs.get("loss_g", 0) + loss.detach() / len(parts)
                 self._collect_styles(style.detach(), labels[part])
@@ -209,7 +210,7 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that training carries from one step to the next, as named tensors."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for prefix, network in self._networks():
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
         for prefix, optimizer in self._optimizers():
@@ -285,3 +286,87 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> tuple[list[dict[str, floa
         trainer.load_state(tensors, int(metadata["step"]))
         return json.loads(metadata["history"]), messages
     return [], messages
+
+
+Evaluate = Callable[[Generator], float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, and what to do on the way, every so many steps."""
+
+    steps: int
+    eval_every: int
+    save_every: int
+    log_every: int = 20
+    checkpoints: Path | None = None  # where to save and to resume from; None: neither
+    workers: int = 0  # processes that read data
+
+
+Row = dict[str, float]
+
+
+def fit(
+    trainer: Trainer,
+    batches: TrainingBatches,
+    plan: Plan,
+    evaluate: Evaluate | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Train to the end of the plan, from its newest whole checkpoint if there is one.
+
+    Args:
+        trainer: not trained yet.
+        batches: this process's share of the data.
+        plan: see `Plan`.
+        evaluate: function of the EMA generator to its FID, called on all processes.
+        on_row: told each row of the history as it is made, those of before an interruption first; on the main
+            process alone.
+
+    Returns:
+        The history: rows with `step` and either the mean losses since the row before (`Trainer.step`), over all
+        processes, or `fid`.
+    """
+    accelerator = trainer.accelerator
+    history: list[Row] = []
+    if plan.checkpoints is not None:
+        history, messages = load_checkpoint(plan.checkpoints, trainer)
+        if trainer.steps_done:
+            messages.append(f"resuming at step {trainer.steps_done} from {plan.checkpoints}")
+        accelerator.print(*messages, sep="\n", end="\n" if messages else "")
+
+    def add(row: Row) -> None:
+        history.append(row)
+        if on_row is not None and accelerator.is_main_process:
+            on_row(row)
+
+    if on_row is not None and accelerator.is_main_process:
+        for row in history:
+            on_row(row)
+    start = trainer.steps_done
+    pin = accelerator.device.type == "cuda"
+    loader = DataLoader(
+        batches, batch_size=None, sampler=range(start, plan.steps), num_workers=plan.workers, pin_memory=pin
+    )
+    bar = tqdm(
+        loader, "train", plan.steps, initial=start, unit="step", disable=not accelerator.is_main_process, mininterval=1
+    )
+    window: list[dict[str, Tensor]] = []
+    for moments, labels in bar:
+        device = accelerator.device
+        window.append(trainer.step(moments.to(device, non_blocking=True), labels.to(device, non_blocking=True)))
+        done = trainer.steps_done
+        saving = plan.checkpoints is not None and (done % plan.save_every == 0 or done == plan.steps)
+        if done % plan.log_every == 0 or done == plan.steps or saving:  # a checkpoint holds no half-made row
+            means = torch.stack([torch.stack([row[name] for row in window]).mean() for name in window[0]])
+            values = accelerator.reduce(means, reduction="mean").tolist()
+            add({"step": done} | dict(zip(window[0], values, strict=True)))
+            window = []
+            bar.set_postfix({name: f"{history[-1][name]:.2f}" for name in ("loss_d", "loss_g", "gap")}, refresh=False)
+        if evaluate is not None and (done % plan.eval_every == 0 or done == plan.steps):
+            add({"step": done, "fid": evaluate(trainer.ema)})
+        if saving and plan.checkpoints is not None:
+            if accelerator.is_main_process:
+                save_checkpoint(plan.checkpoints, trainer, history)
+            accelerator.wait_for_everyone()
+    return history

@@ -1,0 +1,159 @@
+"""A run of the study as params.yaml describes it: its networks, its trainer, its place on disk."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from gat.augment import Strength
+from gat.config import Network, Params, ParamsError
+from gat.cost import discriminator_cost, generator_cost, training_gflops
+from gat.latents import Latents, TrainingBatches
+from gat.losses import Objective
+from gat.networks import Discriminator, Generator
+from gat.noise import level_times
+from gat.seeds import seed_of
+from gat.training import Evaluate, Plan, Recipe, Row, Trainer, fit, learning_rate
+
+# The modules whose change means another training; stage `train` depends on the same.
+TRAINING_CODE = ("augment", "latents", "losses", "networks", "noise", "seeds", "study", "training")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the tables say of a run, apart from how good it is; costs as in `gat.cost`."""
+
+    run: str
+    width: int
+    depth: int
+    patch: int
+    params: int
+    gmacs: float
+    discriminator_params: int
+    discriminator_gmacs: float
+    train_gflops: float
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+
+@dataclass
+class StudyRun:
+    """A run, ready to train."""
+
+    trainer: Trainer
+    batches: TrainingBatches
+    plan: Plan
+    eval_samples: int
+    description: dict[str, Any]
+
+    def fit(self, evaluate: Evaluate, on_row: Callable[[Row], None] | None = None) -> list[Row]:
+        """Train to the end; see `gat.training.fit`."""
+        return fit(self.trainer, self.batches, self.plan, evaluate, on_row)
+
+
+def network_config(network: Network, params: Params, name: str, latents: Latents) -> dict[str, Any]:
+    """Constructor arguments of a run's generator, or with its discriminator's `network` of that.
+
+    Raises:
+        ParamsError: the latents do not divide into patches.
+    """
+    if latents.size % network.patch:
+        raise ParamsError(
+            f"{params.runs[name]}.patch: {network.patch} is not allowed; allowed: divisors of {latents.size}"
+        )
+    return {
+        "width": network.width,
+        "depth": network.depth,
+        "heads": network.head_count,
+        "patch": network.patch,
+        "latent_size": latents.size,
+        "channels": latents.channels,
+        "classes": len(latents.classes),
+        "levels": params.settings(name)[1].levels.used,
+    }
+
+
+def build_run(
+    params: Params, name: str, latents: Latents, accelerator: Accelerator, checkpoints: Path | None = None
+) -> StudyRun:
+    """Make the networks and the trainer of a run; with `checkpoints` it saves there, and resumes from there.
+
+    Raises:
+        ParamsError: there is no such run, or its sizes do not fit the latents.
+        ValueError: the batch does not divide among the processes.
+    """
+    run, loss, train = params.settings(name)
+    config_g = network_config(run, params, name, latents)
+    config_d = network_config(run.discriminator_network, params, name, latents)
+    config_d["class_map_dim"] = loss.class_map_dim
+    torch.manual_seed(seed_of(train.seed, 4))
+    generator, discriminator = Generator(**config_g), Discriminator(**config_d)
+    for network in (generator, discriminator):
+        network.activation_checkpointing = params.compute.activation_checkpointing
+        if params.compute.compile:
+            network.compile()
+    rate_g, rate_d = (
+        learning_rate(train.learning_rate, config["width"], train.batch_size, train.scale_lr_by_width)
+        for config in (config_g, config_d)
+    )
+    times = tuple(level_times(loss.levels.count, loss.levels.schedule))
+    recipe = Recipe(
+        objective=Objective(times, Strength(**loss.augment.model_dump()), loss.penalty),
+        batch_size=train.batch_size,
+        learning_rate_g=rate_g,
+        learning_rate_d=rate_d,
+        betas=(train.betas[0], train.betas[1]),
+        clip=train.clip,
+        ema=train.ema,
+        seed=train.seed,
+        micro_batch=params.compute.micro_batch,
+    )
+    cost_g, cost_d = generator_cost(**config_g), discriminator_cost(**config_d)
+    description = Description(
+        run=name,
+        width=run.width,
+        depth=run.depth,
+        patch=run.patch,
+        params=cost_g.params,
+        gmacs=cost_g.gmacs,
+        discriminator_params=cost_d.params,
+        discriminator_gmacs=cost_d.gmacs,
+        train_gflops=training_gflops(cost_g, cost_d, train.batch_size, train.steps, loss.penalty > 0),
+        steps=train.steps,
+        batch_size=train.batch_size,
+        learning_rate=rate_g,
+        seed=train.seed,
+    )
+    plan = Plan(
+        steps=train.steps,
+        eval_every=train.eval_every,
+        save_every=params.compute.save_every,
+        checkpoints=checkpoints,
+        workers=params.compute.workers,
+    )
+    return StudyRun(
+        trainer=Trainer(accelerator, generator, discriminator, recipe, latents.scaling_factor),
+        batches=TrainingBatches(
+            latents, train.batch_size, train.seed, accelerator.process_index, accelerator.num_processes
+        ),
+        plan=plan,
+        eval_samples=train.eval_samples,
+        description=asdict(description),
+    )
+
+
+def fingerprint(params: Params, name: str, latents: Latents, files: Iterable[Path] = ()) -> str:
+    """Hash of everything that defines a run: its settings, the data, the code of the recipe, and further files."""
+    digest = hashlib.blake2b(digest_size=10)
+    settings = [section.model_dump() for section in params.settings(name)]
+    digest.update(json.dumps([settings, latents.digest], sort_keys=True).encode())
+    for path in [Path(__file__).with_name(f"{module}.py") for module in TRAINING_CODE] + list(files):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

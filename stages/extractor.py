@@ -1,0 +1,27 @@
+"""What turns images into features for FID: data/images -> data/extractor.
+
+python -m stages.extractor
+"""
+
+from gat.config import Params
+from stages import EXTRACTOR, IMAGES, run_stage
+
+
+def main(params: Params) -> None:
+    """Run the stage."""
+    metrics = params.metrics
+    from gat.extractor import Extractor, save_extractor, train_classifier
+    from gat.images import Images
+
+    if metrics.extractor == "classifier":
+        settings = metrics.classifier.model_dump()
+        classifier, accuracy = train_classifier(Images(IMAGES), **settings)
+        print(f"held-out accuracy {accuracy:.4f}")
+        save_extractor(EXTRACTOR, metrics.extractor, metrics.mode, classifier, accuracy)
+    else:
+        save_extractor(EXTRACTOR, metrics.extractor, metrics.mode)
+        Extractor(EXTRACTOR)  # fetches the weights now, not in the middle of the study
+
+
+if __name__ == "__main__":
+    run_stage(main)
