@@ -22,12 +22,31 @@ REPORTS = Path("reports")
 CHECKPOINTS = Path(os.environ.get("GAT_CHECKPOINTS", "checkpoints"))  # of unfinished runs; not an out of DVC's
 
 
-def run_stage(stage: Callable[[Params], None]) -> None:
-    """Check all of params.yaml, then run a stage; a wrong value ends the program with one line that says which."""
+def run_stage(stage: Callable[[Params], None], distributed: bool = False) -> None:
+    """Check all of params.yaml, then run a stage; a wrong value ends the program with one line that says which.
+
+    A `distributed` stage starts itself again under `accelerate launch` where Accelerate is configured or there are
+    several GPUs: what dvc.yaml runs is then the same on every machine.
+    """
     try:
-        stage(load_params())
+        params = load_params()
+        if distributed and not _launched() and _many_devices():
+            module = sys.modules["__main__"].__spec__
+            os.execvp("accelerate", ["accelerate", "launch", "-m", module.name if module else "", *sys.argv[1:]])
+        stage(params)
     except ParamsError as error:
         sys.exit(f"params.yaml: {error}")
+
+
+def _launched() -> bool:
+    return "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def _many_devices() -> bool:
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+
+    return Path(default_config_file).exists() or torch.cuda.device_count() > 1
 
 
 def run_named(params: Params) -> str:
@@ -44,7 +63,7 @@ def run_named(params: Params) -> str:
 def make_accelerator() -> "Accelerator":
     """Accelerate as the machine's own configuration has it, with all of a CPU's cores and TF32 on a GPU.
 
-    `accelerate launch` gives a CPU process one thread unless told otherwise.
+    (`accelerate launch` gives a CPU process one thread.)
     """
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs

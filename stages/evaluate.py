@@ -1,6 +1,6 @@
 """How good a trained model is: runs/RUN/pipeline -> results/RUN/metrics.json, samples.json, samples.png.
 
-accelerate launch -m stages.evaluate RUN       (python -m stages.evaluate RUN on a single device)
+python -m stages.evaluate RUN          (as many processes as Accelerate is configured for)
 
 metrics.json holds the few numbers that DVC compares; evaluation.json adds how they were measured.
 """
@@ -74,4 +74,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, distributed=True)

@@ -1,6 +1,6 @@
 """One model of the study, by the paper's recipe: data/ -> runs/RUN/pipeline, results/RUN/live, results/RUN/run.json.
 
-accelerate launch -m stages.train RUN          (python -m stages.train RUN on a single device)
+python -m stages.train RUN          (as many processes as Accelerate is configured for)
 
 A run that was interrupted goes on from its last checkpoint; `GAT_CHECKPOINTS` says where those are kept.
 """
@@ -69,4 +69,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, distributed=True)
