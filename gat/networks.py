@@ -229,7 +229,7 @@ class Generator(ModelMixin, ConfigMixin):
     def synthesize(self, w: Tensor) -> Tensor:
         """Level images (K, B, C, H, W) of styles w (B, width); the last level is the finished latent."""
         activated = F.silu(w)
-        h = self.positions.to(w.dtype).expand(len(w), -1, -1)
+        h = self.positions.expand(len(w), -1, -1)
         image: Tensor | None = None
         levels = []
         every = len(self.blocks) // len(self.image_heads)
@@ -349,7 +349,7 @@ class Discriminator(ModelMixin, ConfigMixin):
         """
         images = levels.transpose(0, 1).flatten(1, 2)  # (B, K·C, H, W)
         h = self.patchify(images).flatten(2).transpose(1, 2)
-        h = torch.cat([self.cls_token.to(h.dtype).expand(len(h), -1, -1), h + self.positions.to(h.dtype)], dim=1)
+        h = torch.cat([self.cls_token.expand(len(h), -1, -1), h + self.positions], dim=1)
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 h = checkpoint(block, h, self.rotary, use_reentrant=False)

@@ -49,14 +49,6 @@ def fit_power_law(x: ArrayLike, y: ArrayLike, resamplings: int = 2000, seed: int
     return PowerLaw(float(np.exp(intercept)), float(exponent), float(low), float(high), float(correlation))
 
 
-def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images uint8 (N, H, W, 3) in rows of `columns`, as one uint8 (rows·H, columns·W, 3)."""
-    rows = len(images) // columns
-    height, width = images.shape[1:3]
-    grid = images[: rows * columns].reshape(rows, columns, height, width, 3)
-    return grid.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
-
-
 def study_of(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the study proper, by cost: not the model under test, no run that overrides losses or training."""
     return table[(table.run != MODEL) & ~table.overrides].sort_values("gmacs")

@@ -69,3 +69,11 @@ def sample_features(
     bar = tqdm(starts, desc="samples", unit="batch", disable=not (progress and state.is_main_process), leave=False)
     mine = [(start, extract(images(start, min(start + batch_size, count)))) for start in bar]
     return np.concatenate([features for _, features in sorted(gather_object(mine), key=lambda item: item[0])])
+
+
+def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images uint8 (N, H, W, 3) in rows of `columns`, as one uint8 (rows·H, columns·W, 3)."""
+    rows = len(images) // columns
+    height, width = images.shape[1:3]
+    grid = images[: rows * columns].reshape(rows, columns, height, width, 3)
+    return grid.swapaxes(1, 2).reshape(rows * height, columns * width, 3)

@@ -92,6 +92,8 @@ class Trainer:
         self.accelerator, self.recipe, self.scaling_factor = accelerator, recipe, scaling_factor
         self.ema = copy.deepcopy(generator).to(accelerator.device).eval().requires_grad_(False)
         self._average = get_ema_multi_avg_fn(recipe.ema)
+        classes, width = generator.class_means.shape
+        self._styles = torch.zeros(classes, width + 1, device=accelerator.device)  # sums and counts of a step
         optimizers = [
             torch.optim.AdamW(network.parameters(), rate, betas=recipe.betas, eps=1e-8, weight_decay=0.0, fused=True)
             for network, rate in ((generator, recipe.learning_rate_g), (discriminator, recipe.learning_rate_d))
@@ -109,7 +111,7 @@ class Trainer:
         rng = generator_of(self.recipe.seed, 2, step, device=device)
         config = self.plain_generator.config
         count, levels, size = self.recipe.batch_size, len(objective.times), config["latent_size"]
-        image, own = (config["channels"], size, size), slice(0, self.share)
+        image = (config["channels"], size, size)
         own = slice(self.accelerator.process_index * self.share, (self.accelerator.process_index + 1) * self.share)
 
         def normal(*shape: int) -> Tensor:
@@ -197,16 +199,14 @@ class Trainer:
         return norm
 
     def _collect_styles(self, style: Tensor, labels: Tensor) -> None:
-        """Add up styles and counts by class, as (classes, width + 1)."""
+        """Add styles and counts to those of their class."""
         rows = torch.cat([style.float(), style.new_ones(len(style), 1, dtype=torch.float32)], dim=1)
-        if not hasattr(self, "_styles"):
-            self._styles = rows.new_zeros(self.plain_generator.config["classes"], rows.shape[1])
         self._styles.index_add_(0, labels, rows)
 
     def _update_class_means(self) -> None:
         sums = self.accelerator.reduce(self._styles, reduction="sum")
         self.plain_generator.update_class_means(sums[:, :-1], sums[:, -1])
-        del self._styles
+        self._styles.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that training carries from one step to the next, as named tensors."""

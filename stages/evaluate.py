@@ -1,4 +1,4 @@
-"""How good a trained model is: runs/RUN/pipeline -> results/RUN/metrics.json, samples.json, samples.png.
+"""How good a trained model is: runs/RUN/pipeline -> results/RUN/metrics.json, evaluation.json, samples.png.
 
 python -m stages.evaluate RUN          (as many processes as Accelerate is configured for)
 
@@ -16,14 +16,15 @@ def main(params: Params) -> None:
     """Run the stage."""
     name = run_named(params)
     import numpy as np
+    from diffusers.utils import logging
     from PIL import Image
 
     from gat.extractor import Extractor
     from gat.metrics import Reference, fid, kid, precision_recall
     from gat.pipeline import GATPipeline
-    from gat.report import image_grid
-    from gat.sampling import sample_features, sample_images
+    from gat.sampling import image_grid, sample_features, sample_images
 
+    logging.disable_progress_bar()
     accelerator = make_accelerator()
     settings = params.evaluate
     pipeline = GATPipeline.from_pretrained(RUNS / name / "pipeline").to(accelerator.device)

@@ -1,0 +1,54 @@
+"""Small real things that many tests need."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+
+from gat.images import Images, load_source, write_images
+from gat.latents import Latents, write_latents
+from gat.vae import encode
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def accelerator() -> Accelerator:
+    torch.set_num_threads(2)
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Images:
+    folder = tmp_path_factory.mktemp("images")
+    write_images(load_source("mnist5k").shuffle(seed=0).select(range(300)), folder, 32, progress=False)
+    return Images(folder)
+
+
+@pytest.fixture(scope="session")
+def vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=32,
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def latents(digits, vae, tmp_path_factory) -> Latents:
+    folder = tmp_path_factory.mktemp("latents")
+    write_latents(digits, lambda batch: encode(vae, batch), folder, 0.5, mirror=True, batch_size=64, progress=False)
+    return Latents(folder)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

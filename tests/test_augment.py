@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from gat.augment import Draw, Strength, augment, draw_augmentation, move
+
+OFF = Strength(0, 0, 0, 0)
+
+
+def draw(count: int = 1, **changes) -> Draw:
+    neutral = Draw(
+        brightness=torch.zeros(count),
+        saturation=torch.ones(count),
+        contrast=torch.ones(count),
+        shift=torch.zeros(count, 2, dtype=torch.long),
+        cutout=torch.full((count, 2), 4),
+        flip=torch.zeros(count, dtype=torch.bool),
+    )
+    return neutral._replace(**changes)
+
+
+@pytest.fixture
+def levels():
+    torch.manual_seed(0)
+    return torch.randn(3, 2, 4, 8, 8)
+
+
+def test_off_changes_nothing(levels):
+    rng = torch.Generator().manual_seed(0)
+    assert torch.equal(augment(levels, draw_augmentation(2, 8, OFF, rng), OFF), levels)
+
+
+def test_translation_moves_down_and_right_and_fills_with_zeros(levels):
+    moved = augment(levels, draw(2, shift=torch.tensor([[1, -2], [0, 0]])), OFF._replace(translation=0.25))
+    assert torch.equal(moved[:, 0, :, 1:, :-2], levels[:, 0, :, :-1, 2:])
+    assert not moved[:, 0, :, 0].any()
+    assert not moved[:, 0, :, :, -2:].any()
+    assert torch.equal(moved[:, 1], levels[:, 1])
+
+
+def test_flip_mirrors_columns_after_the_shift(levels):
+    flipped = augment(
+        levels,
+        draw(2, shift=torch.tensor([[0, 1], [0, 1]]), flip=torch.tensor([True, False])),
+        Strength(0, 0.125, 0, 0.4),
+    )
+    assert torch.equal(flipped[:, 0], flipped[:, 0].flip(-1).flip(-1))
+    assert torch.equal(flipped[:, 0, :, :, :-1], levels[:, 0, :, :, :-1].flip(-1))
+    assert torch.equal(flipped[:, 1, :, :, 1:], levels[:, 1, :, :, :-1])
+
+
+def test_cutout_blanks_half_the_side_around_its_centre(levels):
+    cut = augment(levels, draw(2, cutout=torch.tensor([[4, 2], [0, 8]])), OFF._replace(cutout=0.5))
+    assert not cut[:, 0, :, 2:6, 0:4].any()
+    assert not cut[:, 1, :, :2, 6:].any()
+    assert int((cut[:, 0] == 0).sum()) == 3 * 4 * 16
+    assert int((cut[:, 1] == 0).sum()) == 3 * 4 * 4
+
+
+def test_colour_turns_about_the_means_of_the_last_level(levels):
+    draws = draw(
+        2, brightness=torch.tensor([0.3, 0.0]), saturation=torch.tensor([0.5, 1]), contrast=torch.tensor([1.2, 1])
+    )
+    seen = augment(levels, draws, OFF._replace(color=0.5))
+    last = levels[-1, 0]
+    mean = last.mean(0, keepdim=True)
+    want = (levels[0, 0] + 0.3 - mean) * 0.5 + mean
+    want = (want - last.mean()) * 1.2 + last.mean()
+    torch.testing.assert_close(seen[0, 0], want)
+    torch.testing.assert_close(seen[:, 1], levels[:, 1])
+
+
+def test_draws_stay_in_the_papers_ranges():
+    draws = draw_augmentation(20_000, 8, Strength(), torch.Generator().manual_seed(0))
+    colored = (draws.brightness != 0).float().mean().item()
+    assert colored == pytest.approx(0.5, abs=0.02)
+    assert draws.flip.float().mean().item() == pytest.approx(0.4, abs=0.02)
+    assert draws.brightness.abs().max() <= 0.5
+    assert 0 <= draws.saturation.min() < 0.1
+    assert 1.9 < draws.saturation.max() <= 2
+    assert draws.contrast.min() >= 0.5
+    assert draws.contrast.max() <= 1.5
+    assert set(draws.shift.unique().tolist()) == {-1, 0, 1}
+    assert (draws.cutout.min(), draws.cutout.max()) == (0, 8)
+
+
+def test_gradient_is_that_of_finite_differences():
+    torch.manual_seed(1)
+    levels = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    strength = Strength(1.0, 0.25, 0.5, 0.5)
+    draws = draw_augmentation(2, 4, strength, torch.Generator().manual_seed(3))
+    draws = Draw(*(t.double() if t.is_floating_point() else t for t in draws))
+    assert torch.autograd.gradcheck(lambda x: augment(x, draws, strength), levels)
+
+
+def test_an_image_moves_as_its_latent_does():
+    """The image of a latent moved by n latent pixels is the image moved by n times as many of its own."""
+    torch.manual_seed(0)
+    latent = torch.randn(1, 1, 4, 4)
+    image = latent.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    draws = draw(shift=torch.tensor([[1, -1]]), flip=torch.tensor([True]))
+    moved = move(latent, draws).repeat_interleave(3, 2).repeat_interleave(3, 3)
+    assert torch.equal(move(image, draws, scale=3), moved)

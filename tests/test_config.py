@@ -1,0 +1,126 @@
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from gat.config import Network, ParamsError, load_params
+
+WRONG = [
+    (("model", "width", 50), "model.width: 50 is not allowed; allowed: multiples of 4"),
+    (("model", "wdth", 3), "model.wdth: unknown key"),
+    (("model", "width", "wide"), "model.width: 'wide' is not allowed; input should be a valid integer"),
+    (("model", "depth", 6), "model.depth: 6 is not allowed; allowed: multiples of loss.levels.count (4)"),
+    (("model", "patch", 3), "model.patch: 3 is not allowed; allowed: divisors of 8, the latents' side"),
+    (("study.S-2", "heads", 5), "study.S-2.width: 12 is not allowed; allowed: multiples of study.S-2.heads (5)"),
+    (("study.S-2", "heads", 2), "study.S-2.heads: 2 is not allowed; allowed: such that width/heads is a multiple of 4"),
+    (("runs", "S-3", "study.S-3"), "runs: 'S-3' is not allowed; allowed: model or an entry of study"),
+    (("runs", "S-2", "study.B-2"), "runs.S-2: 'study.B-2' is not allowed; allowed: study.S-2"),
+    (("data", "source", "./nowhere"), "data.source: './nowhere' is not allowed; allowed: a file or folder that exists"),
+    (("loss.augment", "flip", 0.4), "loss.augment.flip: 0.4 is not allowed; allowed: 0 where data.mirror is false"),
+    (("loss.levels", "schedule", "cubic"), "loss.levels.schedule: 'cubic' is not allowed"),
+    (("train", "learning_rate", "2e-4"), "train.learning_rate: '2e-4' is not allowed; YAML takes"),
+    (("train", "ema", None), "train.ema: None is not allowed"),
+    (("study.L-2", "train", {"ema": 3}), "study.L-2.train.ema: 3 is not allowed"),
+]
+
+
+def changed(section: str, key: str, value: object) -> dict:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    place = params
+    for part in section.split("."):
+        place = place[part]
+    place[key] = value
+    return params
+
+
+def write(tmp_path, params) -> str:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(params))
+    return str(path)
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=lambda x: ".".join(map(str, x[:2])))
+def test_wrong_value_is_named_with_what_is_allowed(change, message, tmp_path):
+    with pytest.raises(ParamsError) as error:
+        load_params(write(tmp_path, changed(*change)))
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_and_broken_yaml_are_named(tmp_path):
+    with pytest.raises(ParamsError, match=r"nowhere\.yaml: No such file"):
+        load_params(tmp_path / "nowhere.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(ParamsError, match="not YAML"):
+        load_params(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize("profile", ["params.yaml", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("profiles/*"))])
+def test_every_profile_is_valid(profile):
+    load_params(ROOT / profile)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(1152, 18), (1024, 16), (768, 12), (384, 6), (96, 2), (64, 1), (16, 1)])
+def test_auto_heads_are_about_64_wide(width, heads):
+    assert Network(width=width, depth=4, patch=2).head_count == heads
+
+
+def test_any_width_divisible_by_four_has_valid_auto_heads():
+    for width in range(4, 1200, 4):
+        heads = Network(width=width, depth=4, patch=2).head_count
+        assert width % heads == 0
+        assert width // heads % 4 == 0
+
+
+def test_discriminator_defaults_to_the_generators_size_and_can_differ(tmp_path):
+    model = {"width": 32, "depth": 4, "heads": 2, "patch": 2, "discriminator": {"width": 64}}
+    params = changed("model", "width", 32)
+    params["model"] = model
+    run, _, _ = load_params(write(tmp_path, params)).settings("model")
+    assert run.discriminator_network == Network(width=64, depth=4, heads="auto", patch=2)
+    run, _, _ = load_params(ROOT / "params.yaml").settings("L-2")
+    assert run.discriminator_network == Network(width=48, depth=4, heads=2, patch=2)
+
+
+def test_study_entry_overrides_training_and_loss(tmp_path):
+    params = changed("study.L-2", "loss", {"levels": {"schedule": "none"}, "penalty": 0.0})
+    params["study"]["L-2"]["train"] = {"scale_lr_by_width": False}
+    loaded = load_params(write(tmp_path, params))
+    _, loss, train = loaded.settings("L-2")
+    assert (loss.levels.schedule, loss.levels.used, loss.penalty) == ("none", 1, 0.0)
+    assert loss.augment == loaded.loss.augment
+    assert not train.scale_lr_by_width
+    assert loaded.settings("B-2")[2].scale_lr_by_width
+
+
+@pytest.mark.parametrize("stage", ["images", "extractor", "reference", "vae", "latents", "train", "evaluate", "report"])
+def test_every_stage_stops_at_once_on_a_wrong_value_and_writes_nothing(stage, tmp_path):
+    write(tmp_path, changed("model", "width", 50))
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}", "model"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "params.yaml: model.width: 50 is not allowed; allowed: multiples of 4\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+    assert time.monotonic() - begin < 5
+
+
+def test_unknown_run_is_named(tmp_path):
+    write(tmp_path, yaml.safe_load((ROOT / "params.yaml").read_text()))
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.evaluate", "M-2"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("params.yaml: run: 'M-2' is not allowed; allowed: model, S-2")
