@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gat.images import Images, center_crop, load_source, write_images
+from gat.latents import Latents, TrainingBatches, write_latents
+from gat.vae import decode, encode, psnr, to_model_range, to_uint8, train_vae
+
+
+def test_embedded_digits_are_mnist_padded_to_32(digits):
+    source = load_source("mnist5k")
+    assert len(source) == 5000
+    assert source.features["label"].names == [str(digit) for digit in range(10)]
+    assert np.bincount(source["label"]).tolist() == [500] * 10
+    assert digits[:].shape == (300, 32, 32, 3)
+    assert digits[:].max() == 255
+    assert not digits[:][:, [0, 1, 30, 31]].any()
+
+
+def test_crop_is_upright_square_rgb():
+    image = Image.new("L", (90, 40), 0)
+    image.paste(255, (25, 0, 65, 40))  # the middle square
+    cropped = center_crop(image, 16)
+    assert (cropped.mode, cropped.size) == ("RGB", (16, 16))
+    assert np.asarray(cropped)[:, 1:-1].min() > 200
+    turned = Image.new("RGB", (20, 20), "white")
+    turned.paste("black", (0, 0, 20, 10))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was held sideways
+    turned.info["exif"] = exif.tobytes()
+    upright = np.asarray(center_crop(turned, 20))
+    assert upright[:, 15:].max() == 0
+    assert upright[:, :5].min() == 255
+
+
+def test_a_folder_of_class_folders_is_a_source(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "in" / name / f"{i}.png")
+    write_images(load_source(str(tmp_path / "in")), tmp_path / "out", 16, progress=False)
+    images = Images(tmp_path / "out")
+    assert images.classes == ["cat", "dog"]
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    kept = Image.open(tmp_path / "in/dog/2.png")
+    assert np.array_equal(images[5:6][0], np.asarray(center_crop(kept, 16)))
+    with pytest.raises(ValueError, match=r"data\.image_column: 'picture' is not a column"):
+        load_source(str(tmp_path / "in"), image_column="picture")
+
+
+def test_pixels_survive_the_round_trip_to_the_model_and_back(rng):
+    pixels = rng.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    assert np.array_equal(to_uint8(to_model_range(pixels)).numpy(), pixels)
+
+
+def test_small_vae_learns_to_rebuild(digits):
+    vae = train_vae(digits, (8, 8), 4, 60, 16, 4e-3, 1e-3, seed=0, progress=False)
+    before = train_vae(digits, (8, 8), 4, 1, 16, 4e-3, 1e-3, seed=0, progress=False)
+    assert psnr(vae, digits) > psnr(before, digits) + 3
+    mean, std = encode(vae, digits[:100])
+    assert mean.shape == (100, 4, 16, 16)
+    assert std.min() > 0
+    latents = mean * vae.config["scaling_factor"]
+    assert latents.std() == pytest.approx(1, abs=0.15)
+    assert decode(vae, latents[:2]).shape == (2, 32, 32, 3)
+
+
+def test_latents_are_the_posteriors_of_images_and_mirror_images(digits, vae, latents):
+    assert latents.moments.shape == (300, 2, 8, 8, 8)
+    assert latents.moments.dtype == np.float16
+    want = torch.cat(encode(vae, digits[7:8]), dim=1)
+    mirrored = torch.cat(encode(vae, np.ascontiguousarray(digits[7:8][:, :, ::-1])), dim=1)
+    torch.testing.assert_close(torch.from_numpy(latents.moments[7:8, 0]).float(), want, rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(torch.from_numpy(latents.moments[7:8, 1]).float(), mirrored, rtol=2e-3, atol=1e-3)
+
+
+def test_latents_are_not_mirrored_unless_asked(digits, vae, tmp_path):
+    write_latents(digits, lambda batch: encode(vae, batch), tmp_path, 0.5, False, 100, progress=False)
+    assert Latents(tmp_path).moments.shape[1] == 1
+    assert set(json.loads((tmp_path / "latents.json").read_text())) == {"scaling_factor", "classes", "digest"}
+
+
+def test_no_sample_is_seen_twice_in_an_epoch(latents):
+    batches = TrainingBatches(latents, 64, seed=0)
+    seen = np.concatenate([batches.indices(step) for step in range(75)])  # 16 epochs of 300
+    for epoch in range(16):
+        assert sorted(seen[epoch * 300 : (epoch + 1) * 300]) == list(range(300))
+    assert seen[:300].tolist() != seen[300:600].tolist()
+
+
+def test_processes_share_each_batch_and_any_step_can_be_asked_for(latents):
+    whole = TrainingBatches(latents, 64, seed=0)
+    shares = [TrainingBatches(latents, 64, seed=0, rank=rank, processes=4) for rank in range(4)]
+    later = TrainingBatches(latents, 64, seed=0)
+    for step in (0, 4, 9):
+        moments, labels = whole[step]
+        parts = [share[step] for share in shares]
+        assert torch.equal(torch.cat([part[0] for part in parts]), moments)
+        assert torch.equal(torch.cat([part[1] for part in parts]), labels)
+    assert torch.equal(later[9][0], whole[9][0])
+
+
+def test_both_mirror_images_are_drawn(latents):
+    moments, _ = TrainingBatches(latents, 300, seed=0)[0]
+    index = TrainingBatches(latents, 300, seed=0).indices(0)
+    upright = (moments.numpy() == latents.moments[index, 0]).all((1, 2, 3)).mean()
+    assert 0.4 < upright < 0.6

@@ -1,0 +1,222 @@
+"""The graph itself, in a copy of the project, on a profile small enough for minutes: what a user types."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+
+from gat.study import TRAINING_CODE
+
+TRAIN, EVALUATE = "train@model", "evaluate@model"
+
+
+class Project:
+    """A copy of the project in which commands are typed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        venv = Path(sys.executable).parent
+        self.env = {
+            **os.environ,
+            "PATH": f"{venv}:{os.environ['PATH']}",
+            "GIT_AUTHOR_NAME": "t",
+            "GIT_AUTHOR_EMAIL": "t",
+        }
+        self.env |= {"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t", "COLUMNS": "120"}
+        self.env.pop("GAT_CHECKPOINTS", None)
+
+    def type(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
+        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def would_run(self) -> list[str]:
+        """The stages that DVC finds changed, with all that follows from them."""
+        changed = json.loads(self.type("dvc", "status", "--json").stdout)
+        return sorted(changed)
+
+    def set(self, key: str, value: object) -> None:
+        """Change one value of params.yaml."""
+        path = self.folder / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        place = params
+        *parents, last = key.split(".")
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+        path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def commit(self) -> None:
+        self.type("git", "add", "--all")
+        self.type("git", "commit", "--quiet", "--message", "state")
+
+
+def ran(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    """The project after `dvc repro` on the smoke profile, committed."""
+    folder = tmp_path_factory.mktemp("clone") / "project"
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout.split("\0")
+    for name in filter(None, files):
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    shutil.copy(folder / "profiles/smoke.yaml", folder / "params.yaml")
+    shutil.rmtree(folder / "reports", ignore_errors=True)
+    project = Project(folder)
+    project.type("git", "init", "--quiet", "--initial-branch", "main")
+    project.commit()
+    output = project.type("dvc", "repro").stdout
+    runs = ("model", "S-2", "B-2", "B-4")
+    stages = ["images", "extractor", "reference", "vae", "latents", "report"]
+    stages += [f"{stage}@{run}" for stage in ("train", "evaluate") for run in runs]
+    assert sorted(ran(output)) == sorted(stages)
+    project.commit()
+    return project
+
+
+def test_repro_makes_the_figure_and_the_tables(project):
+    table = pd.read_csv(project.folder / "reports/scaling.csv")
+    assert sorted(table.run) == ["B-2", "B-4", "S-2", "model"]
+    assert {"width", "depth", "patch", "params", "gmacs", "fid", "kid", "precision", "recall"} <= {*table.columns}
+    assert (table.fid > 0).all()
+    assert (project.folder / "reports/scaling.png").stat().st_size > 20_000
+    assert "| B-4" in (project.folder / "reports/scaling.md").read_text()
+    kept = project.type("git", "ls-files", "reports").stdout.split()
+    assert kept == ["reports/scaling.csv", "reports/scaling.md", "reports/scaling.png"]
+
+
+def test_repro_again_runs_nothing_within_five_seconds(project):
+    begin = time.monotonic()
+    output = project.type("dvc", "repro").stdout
+    assert ran(output) == []
+    assert "up to date" in output
+    assert time.monotonic() - begin < 5
+
+
+def test_a_change_reruns_what_depends_on_it_alone(project):
+    """A plot's colour the report; the learning rate all trainings and no latents; the model its own two stages."""
+    params = (project.folder / "params.yaml").read_text()
+    trainings = [f"train@{run}" for run in ("B-2", "B-4", "S-2", "model")]
+    for key, value, stages in (
+        ("report.highlight", "#00ff00", ["report"]),
+        ("train.learning_rate", 1e-3, trainings),
+        ("model.width", 20, [TRAIN]),
+        ("study.S-2.width", 4, ["train@S-2"]),
+        ("evaluate.samples", 300, ["evaluate@B-2", "evaluate@B-4", "evaluate@S-2", EVALUATE]),
+        ("compute.compile", True, []),
+    ):
+        project.set(key, value)
+        assert project.would_run() == sorted(stages), key
+        (project.folder / "params.yaml").write_text(params)
+    assert project.would_run() == []
+
+
+def test_training_depends_on_the_code_that_defines_it(project):
+    graph = yaml.safe_load((project.folder / "dvc.yaml").read_text())
+    deps = {dep for dep in graph["stages"]["train"]["do"]["deps"] if dep.startswith("gat/")}
+    assert deps == {f"gat/{module}.py" for module in TRAINING_CODE}
+
+
+def test_wrong_value_stops_repro_within_five_seconds(project, tmp_path):
+    fresh = Project(tmp_path / "fresh")
+    shutil.copytree(
+        project.folder, fresh.folder, ignore=shutil.ignore_patterns("data", "runs", "results", ".git", "dvc.lock")
+    )
+    shutil.rmtree(fresh.folder / ".dvc/cache", ignore_errors=True)
+    shutil.rmtree(fresh.folder / ".dvc/tmp", ignore_errors=True)
+    fresh.type("git", "init", "--quiet")
+    fresh.set("model.width", 50)
+    before = sorted(path.name for path in fresh.folder.iterdir())
+    begin = time.monotonic()
+    done = fresh.type("dvc", "repro", check=False)
+    assert time.monotonic() - begin < 5
+    assert done.returncode != 0
+    assert "params.yaml: model.width: 50 is not allowed; allowed: multiples of 4" in done.stderr
+    assert sorted(path.name for path in fresh.folder.iterdir()) == before
+
+
+def test_killed_training_resumes_to_the_same_bytes(project):
+    """kill -9 half-way, then `dvc repro`: the generator's file is that of a run nobody disturbed."""
+    weights = project.folder / "runs/B-2/pipeline/generator/diffusion_pytorch_model.safetensors"
+    undisturbed = weights.read_bytes()
+    checkpoints = project.folder / "checkpoints"
+    assert not list(checkpoints.glob("*/*"))
+    shutil.rmtree(project.folder / "runs/B-2")
+    with subprocess.Popen(
+        ["dvc", "repro", "--single-item", "--force", "train@B-2"],
+        cwd=project.folder,
+        env=project.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        while not list(checkpoints.glob("*/step-00000006.safetensors")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not weights.exists()
+    project.type("dvc", "repro", "--single-item", "--force", "train@B-2")
+    assert weights.read_bytes() == undisturbed
+    assert not list(checkpoints.glob("*/*"))
+    assert project.type("dvc", "repro").returncode == 0
+
+
+def test_experiment_retrains_the_model_under_test_alone(project):
+    done = project.type("dvc", "exp", "run", "--name", "wider", "--set-param", "model.width=16")
+    assert ran(done.stdout) == [TRAIN, EVALUATE, "report"]
+    table = pd.read_csv(project.folder / "reports/scaling.csv").set_index("run")
+    assert table.width["model"] == 16
+    rows = pd.read_csv(io.StringIO(project.type("dvc", "exp", "show", "--csv").stdout)).set_index("Experiment")
+    fid = rows.filter(like="fid").iloc[:, 0]
+    assert fid["wider"] == pytest.approx(table.fid["model"], rel=1e-4)
+    assert fid["main"] != fid["wider"]
+    narrow = project.type(
+        "script", "--quiet", "--command", "stty cols 120; dvc exp show --only-changed --no-pager", "/dev/null"
+    ).stdout
+    assert "wider" in narrow
+    assert max(map(len, strip_colors(narrow).splitlines())) <= 120
+    changes = project.type("dvc", "metrics", "diff", "HEAD").stdout
+    assert "fid" in changes
+    assert "gmacs" in changes
+    plots = project.type("dvc", "plots", "show").stdout
+    page = Path(plots.strip().removeprefix("file://")).read_text()
+    assert "FID of the model under test" in page
+    assert "scaling.png" in page
+    project.type("git", "checkout", "--quiet", ".")
+    project.type("dvc", "checkout")
+
+
+def test_queued_experiments_finish(project):
+    project.type("dvc", "exp", "run", "--queue", "--name", "a", "--set-param", "model.width=8")
+    project.type("dvc", "exp", "run", "--queue", "--name", "b", "--set-param", "model.width=24")
+    project.type("dvc", "queue", "start")
+    for _ in range(300):
+        status = project.type("dvc", "queue", "status").stdout
+        if status.count("Success") + status.count("Failed") == 2:
+            break
+        time.sleep(1)
+    assert status.count("Success") == 2, status
+
+
+def strip_colors(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
