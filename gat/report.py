@@ -84,7 +84,7 @@ def draw_scaling(
     _curves(by_size, curves, list(sizes.run), shade)
     if MODEL in curves:
         _curves(by_size, curves, [MODEL], {MODEL: highlight}, style="--")
-    _label(by_size, "(a) Bigger models, all along", "training step", "FID")
+    _label(by_size, "(a) FID by size", "training step", "FID")
 
     shapes = study.groupby(["width", "depth"]).patch.nunique()
     if (shapes > 1).any():
@@ -92,7 +92,7 @@ def draw_scaling(
         same = study[(study.width == width) & (study.depth == depth)].sort_values("patch")
         patch_colors = dict(zip(same.run, ["#1f3a7a", "#d98c3f", "#7f9f5f", "#8c6fb0"], strict=False))
         _curves(by_patch, curves, list(same.run), patch_colors)
-    _label(by_patch, "(b) Smaller patches, all along", "training step", "FID")
+    _label(by_patch, "(b) FID by patch", "training step", "FID")
 
     for row in study.itertuples():
         color = shade.get(row.run, "#d98c3f")
@@ -109,7 +109,7 @@ def draw_scaling(
     by_cost.set_xscale("log")
     by_cost.margins(x=0.18)
     by_cost.legend(frameon=False, fontsize=9, loc="best")
-    _label(by_cost, "(c) FID falls with compute", "generator GMACs", "final FID")
+    _label(by_cost, "(c) FID by compute", "generator GMACs", "final FID")
     return figure
 
 
