@@ -66,9 +66,9 @@ def kid(features: np.ndarray, reference: np.ndarray, seed: int = 0) -> float:
 
 
 def _radii(features: torch.Tensor) -> torch.Tensor:
-    """Squared distance from each row to its 3rd neighbour, (N,)."""
-    chunks = [torch.cdist(rows, features).kthvalue(NEIGHBOURS + 1, dim=1).values for rows in features.split(1000)]
-    return torch.cat(chunks)
+    """Distance from each row to its 3rd neighbour, (N,)."""
+    nearest = [torch.cdist(rows, features).topk(NEIGHBOURS + 1, largest=False).values for rows in features.split(1000)]
+    return torch.cat(nearest)[:, -1]  # a row is its own nearest
 
 
 def _covered(rows: torch.Tensor, manifold: torch.Tensor, radii: torch.Tensor) -> float:

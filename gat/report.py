@@ -148,8 +148,8 @@ def markdown_table(table: pd.DataFrame, law: PowerLaw | None, notes: Sequence[st
         "images_per_second": "images/s",
     }
     shown = table.assign(params=table.params / 1e6)[[*columns]].rename(columns=columns)
-    formats = (".0f", "", "d", "d", "d", ".3f", ".4f", ".3g", ".1f", ".4f", ".3f", ".3f", ".0f")
-    lines = ["# The scaling study", "", shown.to_markdown(index=False, floatfmt=formats[1:]), ""]
+    formats = ("", "d", "d", "d", ".3f", ".3g", ".3g", ".1f", ".4g", ".3f", ".3f", ".0f")
+    lines = ["# The scaling study", "", shown.to_markdown(index=False, floatfmt=formats), ""]
     if law is not None:
         lines += [
             f"FID ≈ {law.factor:.3g} · GMACs^{law.exponent:.3f} over the study's runs; the exponent's 95 % bootstrap "

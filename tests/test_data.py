@@ -59,8 +59,8 @@ def test_pixels_survive_the_round_trip_to_the_model_and_back(rng):
 
 
 def test_small_vae_learns_to_rebuild(digits):
-    vae = train_vae(digits, (8, 8), 4, 60, 16, 4e-3, 1e-3, seed=0, progress=False)
-    before = train_vae(digits, (8, 8), 4, 1, 16, 4e-3, 1e-3, seed=0, progress=False)
+    vae = train_vae(digits, (8, 8), 4, 40, 8, 1e-2, 1e-3, seed=0, progress=False)
+    before = train_vae(digits, (8, 8), 4, 1, 8, 1e-2, 1e-3, seed=0, progress=False)
     assert psnr(vae, digits) > psnr(before, digits) + 3
     mean, std = encode(vae, digits[:100])
     assert mean.shape == (100, 4, 16, 16)

@@ -1,0 +1,90 @@
+import copy
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+from gat.config import Params, ParamsError
+from gat.study import build_run, fingerprint
+
+SMOKE = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
+
+
+def params(**changes: object) -> Params:
+    """The smoke profile with values changed, keys written `section__key`."""
+    content = copy.deepcopy(SMOKE)
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        place = content
+        for section in sections:
+            place = place[section.replace("_", "-") if section not in place else section]
+        place[last] = value
+    return Params.model_validate(content)
+
+
+def test_paper_wide_model_trains_on_a_cpu(accelerator, latents):
+    run = build_run(params(model__width=1152, train__steps=1), "model", latents, accelerator)
+    assert run.trainer.plain_generator.config["heads"] == 18
+    assert run.description["width"] == 1152
+    (row,) = run.fit(None)
+    assert row["loss_d"] == pytest.approx(0.7, abs=0.5)
+
+
+def test_switches_reach_the_networks_and_the_losses(accelerator, latents):
+    changed = params(
+        loss__levels={"schedule": "none", "count": 4},
+        loss__penalty=0.0,
+        model__discriminator={"width": 16},
+        train__scale_lr_by_width=False,
+    )
+    run = build_run(changed, "model", latents, accelerator)
+    trainer = run.trainer
+    assert trainer.recipe.objective.times == (0.0,)
+    assert trainer.recipe.objective.penalty == 0
+    assert trainer.plain_generator.config["levels"] == 1
+    assert (trainer.plain_generator.config["width"], trainer.plain_discriminator.config["width"]) == (12, 16)
+    assert trainer.recipe.learning_rate_g == trainer.recipe.learning_rate_d
+    (row, *_) = run.fit(None)
+    assert "r1" not in row
+
+
+def test_learning_rates_follow_each_networks_width(accelerator, latents):
+    recipe = build_run(params(model__discriminator={"width": 24}), "model", latents, accelerator).trainer.recipe
+    assert recipe.learning_rate_g == pytest.approx(2 * recipe.learning_rate_d)
+
+
+def test_compiled_networks_train(accelerator, latents):
+    torch.compiler.reset()
+    compute = {"compile": True, "activation_checkpointing": False, "micro_batch": None, "workers": 0, "save_every": 9}
+    plain = build_run(params(train__steps=2), "model", latents, accelerator)
+    compiled = build_run(params(train__steps=2, compute=compute), "model", latents, accelerator)
+    assert compiled.fit(None)[-1]["loss_g"] == pytest.approx(plain.fit(None)[-1]["loss_g"], rel=1e-3)
+
+
+def test_seed_decides_the_weights(accelerator, latents):
+    def weights(seed: int) -> torch.Tensor:
+        run = build_run(params(train__seed=seed), "model", latents, accelerator)
+        return run.trainer.plain_generator.blocks[0].attention.qkv.weight.detach()
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_fingerprint_is_of_what_defines_the_run_and_nothing_else(latents, tmp_path):
+    base = fingerprint(params(), "model", latents)
+    assert fingerprint(params(study__S_2__width=12), "model", latents) == base
+    assert fingerprint(params(evaluate__samples=300), "model", latents) == base
+    assert fingerprint(params(train__steps=13), "model", latents) != base
+    assert fingerprint(params(model__width=16), "model", latents) != base
+    assert fingerprint(params(loss__penalty=0.2), "model", latents) != base
+    (tmp_path / "file").write_text("reference")
+    assert fingerprint(params(), "model", latents, [tmp_path / "file"]) != base
+
+
+def test_patch_that_does_not_fit_the_latents_is_refused(accelerator, latents):
+    content = copy.deepcopy(SMOKE)
+    content["vae"]["pretrained"] = "some/hub-id"  # whose latents' side is known only when they are there
+    content["model"]["patch"] = 3
+    with pytest.raises(ParamsError, match=r"model\.patch: 3 is not allowed; allowed: divisors of 8"):
+        build_run(Params.model_validate(content), "model", latents, accelerator)
