@@ -54,14 +54,6 @@ def test_learning_rates_follow_each_networks_width(accelerator, latents):
     assert recipe.learning_rate_g == pytest.approx(2 * recipe.learning_rate_d)
 
 
-def test_compiled_networks_train(accelerator, latents):
-    torch.compiler.reset()
-    compute = {"compile": True, "activation_checkpointing": False, "micro_batch": None, "workers": 0, "save_every": 9}
-    plain = build_run(params(train__steps=2), "model", latents, accelerator)
-    compiled = build_run(params(train__steps=2, compute=compute), "model", latents, accelerator)
-    assert compiled.fit(None)[-1]["loss_g"] == pytest.approx(plain.fit(None)[-1]["loss_g"], rel=1e-3)
-
-
 def test_seed_decides_the_weights(accelerator, latents):
     def weights(seed: int) -> torch.Tensor:
         run = build_run(params(train__seed=seed), "model", latents, accelerator)
