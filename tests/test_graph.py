@@ -186,8 +186,8 @@ def test_experiment_retrains_the_model_under_test_alone(project):
     assert ran(done.stdout) == [TRAIN, EVALUATE, "report"]
     table = pd.read_csv(project.folder / "reports/scaling.csv").set_index("run")
     assert table.width["model"] == 16
-    rows = pd.read_csv(io.StringIO(project.type("dvc", "exp", "show", "--csv").stdout)).set_index("Experiment")
-    fid = rows.filter(like="fid").iloc[:, 0]
+    rows = pd.read_csv(io.StringIO(project.type("dvc", "exp", "show", "--csv").stdout))
+    fid = rows.assign(name=rows.Experiment.fillna(rows.rev)).set_index("name").fid
     assert fid["wider"] == pytest.approx(table.fid["model"], rel=1e-4)
     assert fid["main"] != fid["wider"]
     narrow = project.type(
