@@ -70,6 +70,7 @@ def make_accelerator() -> "Accelerator":
 
     torch.set_float32_matmul_precision("high")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // local))
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
