@@ -15,9 +15,10 @@ lint: $(READY)
 	.venv/bin/mypy
 
 $(READY): requirements.lock
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@echo "installing requirements.lock into .venv, a few minutes the first time"
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	touch $@
 
 # Pins every dependency of pyproject.toml, for all platforms, without the address it came from.

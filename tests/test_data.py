@@ -75,8 +75,8 @@ def test_latents_are_the_posteriors_of_images_and_mirror_images(digits, vae, lat
     assert latents.moments.dtype == np.float16
     want = torch.cat(encode(vae, digits[7:8]), dim=1)
     mirrored = torch.cat(encode(vae, np.ascontiguousarray(digits[7:8][:, :, ::-1])), dim=1)
-    torch.testing.assert_close(torch.from_numpy(latents.moments[7:8, 0]).float(), want, rtol=2e-3, atol=1e-3)
-    torch.testing.assert_close(torch.from_numpy(latents.moments[7:8, 1]).float(), mirrored, rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(torch.tensor(latents.moments[7:8, 0]).float(), want, rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(torch.tensor(latents.moments[7:8, 1]).float(), mirrored, rtol=2e-3, atol=1e-3)
 
 
 def test_latents_are_not_mirrored_unless_asked(digits, vae, tmp_path):
