@@ -1,6 +1,8 @@
 # `make repro` and `make test` are all that a fresh clone needs.
 PYTHON ?= python3
 READY := .venv/installed
+# The graph's commands say just `python`.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: repro test lint lock clean
 repro: $(READY)
