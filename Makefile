@@ -4,7 +4,7 @@ READY := .venv/installed
 # The graph's commands say just `python`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test lint lock clean
+.PHONY: repro test lint lock
 repro: $(READY)
 	.venv/bin/dvc repro
 
