@@ -64,11 +64,12 @@ def _moves(shift: Tensor, size: int, mirrored: Tensor | None = None) -> Tensor:
     return ((target - shift[:, None])[:, :, None] == index).float()
 
 
-def move(images: Tensor, draw: Draw, scale: int = 1) -> Tensor:
+def move(images: Tensor, draw: Draw, scale: float = 1) -> Tensor:
     """Translate and mirror images (B, C, H, W); `scale` is their side over the latent's, for a teacher's image."""
     size = images.shape[-1]
-    rows = _moves(draw.shift[:, 0] * scale, size).to(images.dtype)
-    columns = _moves(draw.shift[:, 1] * scale, size, draw.flip).to(images.dtype)
+    shift = (draw.shift * scale).round()
+    rows = _moves(shift[:, 0], size).to(images.dtype)
+    columns = _moves(shift[:, 1], size, draw.flip).to(images.dtype)
     return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
 
 

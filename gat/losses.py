@@ -1,6 +1,6 @@
 """The adversarial losses (paper, section 3.2): relativistic pairing, approximate R1 and R2, REPA."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,16 @@ PENALTY_STEP = 0.01  # σ of the finite difference that stands in for a gradient
 
 
 class Judge(Protocol):
-    """A discriminator: logits (B,) of level images (K, B, C, H, W) and labels (B,)."""
+    """A discriminator; see `gat.networks.Discriminator.forward`."""
 
-    def __call__(self, levels: Tensor, class_labels: Tensor) -> Tensor: ...
+    def __call__(self, levels: Tensor, class_labels: Tensor, *features: Any) -> Any: ...
+
+
+class Features(NamedTuple):
+    """What a teacher sees in images, or what the discriminator makes of them: (B, d) and (B, T, d), row by row."""
+
+    cls: Tensor
+    patches: Tensor
 
 
 class Objective(NamedTuple):
@@ -24,6 +31,7 @@ class Objective(NamedTuple):
     times: tuple[float, ...]  # noise of each level, noisiest first (`gat.noise.level_times`)
     augment: Strength
     penalty: float = 0.1  # γ of aR1 and aR2
+    repa: float = 1.0  # β, where there is a teacher
 
 
 class Look(NamedTuple):
@@ -56,8 +64,9 @@ def discriminator_loss(
     looks: tuple[Look, Look],
     steps: tuple[Tensor, Tensor],
     objective: Objective,
+    target: Features | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """softplus(−(D(real) − D(fake))) + γ/2·(aR1 + aR2), from one batched call of the discriminator.
+    """softplus(−(D(real) − D(fake))) + γ/2·(aR1 + aR2) + β·REPA, from one batched call of the discriminator.
 
     Args:
         judge: the discriminator.
@@ -66,10 +75,12 @@ def discriminator_loss(
         class_labels: (B,) integers, of both.
         looks: draws for the reals and for the fakes; those of a perturbed copy are its original's.
         steps: standard normal ε for the penalties, (B, C, H, W) for reals and (K, B, C, H, W) for fakes.
-        objective: levels, augmentation and γ.
+        objective: levels, augmentation, γ and β.
+        target: a teacher's features of the reals as the discriminator sees them; None: no REPA.
 
     Returns:
-        The loss, a scalar, and its parts, detached scalars: `loss_d`, `r1`, `r2`, `gap` (mean D(real) − D(fake)).
+        The loss, a scalar, and its parts, detached scalars: `loss_d`, `r1`, `r2`, `repa`, and `gap`, the mean of
+        D(real) − D(fake).
     """
     count = len(fake)
     real_levels = as_levels(real, count)
@@ -81,7 +92,12 @@ def discriminator_loss(
             seen(shaken_real, looks[0], objective, reference=real),
             seen(shaken_fake, looks[1], objective, reference=fake[-1]),
         ]
-    logits = judge(torch.cat(views, dim=1), class_labels.repeat(len(views))).float().chunk(len(views))
+    batch, features = torch.cat(views, dim=1), None
+    if target is None:
+        logits = judge(batch, class_labels)
+    else:
+        logits, features = judge(batch, class_labels, True, len(real))
+    logits = logits.float().chunk(len(views))
     gap = logits[0] - logits[1]
     adversarial = F.softplus(-gap).mean()
     parts = {"loss_d": adversarial, "gap": gap.mean()}
@@ -90,7 +106,25 @@ def discriminator_loss(
         parts["r1"] = ((logits[0] - logits[2]) / PENALTY_STEP).square().mean()
         parts["r2"] = ((logits[1] - logits[3]) / PENALTY_STEP).square().mean()
         loss = loss + objective.penalty / 2 * (parts["r1"] + parts["r2"])
+    if target is not None and features is not None:
+        parts["repa"] = repa_loss(Features(*features), target)
+        loss = loss + objective.repa * parts["repa"]
     return loss, {name: value.detach() for name, value in parts.items()}
+
+
+def repa_loss(features: Features, target: Features) -> Tensor:
+    """Mean over samples of 1 − cosine similarity to the teacher, of [cls] plus of the patches' mean: a scalar.
+
+    The teacher's patches are resized to the discriminator's grid, bicubically, where their numbers differ.
+    """
+    patches, grid = target.patches.float(), round(features.patches.shape[1] ** 0.5)
+    if len(patches[0]) != grid * grid:
+        side = round(len(patches[0]) ** 0.5)
+        maps = patches.transpose(1, 2).unflatten(2, (side, side))
+        patches = F.interpolate(maps, (grid, grid), mode="bicubic").flatten(2).transpose(1, 2)
+    of_cls = 1 - F.cosine_similarity(features.cls.float(), target.cls.float(), dim=-1)
+    of_patches = 1 - F.cosine_similarity(features.patches.float(), patches, dim=-1)
+    return (of_cls + of_patches.mean(1)).mean()
 
 
 def generator_loss(

@@ -30,6 +30,10 @@ class Reference:
         """Statistics of all the given features (N, d); the first `keep` of them stay."""
         return cls(np.mean(features, axis=0), np.cov(features, rowvar=False), features[:keep])
 
+    def with_features(self, features: np.ndarray | None, keep: int | None = None) -> "Reference":
+        """The same statistics with the first `keep` of other features (n, d), or without any."""
+        return Reference(self.mu, self.sigma, None if features is None else features[:keep])
+
     @classmethod
     def load(cls, path: str | Path) -> "Reference":
         """Read an `.npz` with `mu` and `sigma` and perhaps `features`."""
@@ -40,6 +44,18 @@ class Reference:
         """Write what `load` reads."""
         arrays = {"mu": self.mu, "sigma": self.sigma, "features": self.features}
         np.savez(path, allow_pickle=False, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def read_reference(path: str | Path) -> tuple[Reference, np.ndarray | None]:
+    """An `.npz` with `mu` and `sigma`, such as ADM's, and the images uint8 (n, H, W, 3) that it may hold as `arr_0`.
+
+    Raises:
+        ValueError: there is no `mu` or `sigma` in it; the message names the params key.
+    """
+    with np.load(Path(path).expanduser(), allow_pickle=False) as file:
+        if missing := {"mu", "sigma"} - set(file.files):
+            raise ValueError(f"metrics.reference: {path} has no {', '.join(sorted(missing))}, only {file.files}")
+        return Reference(file["mu"], file["sigma"]), file["arr_0"] if "arr_0" in file.files else None
 
 
 def fid(features: np.ndarray, reference: Reference) -> float:

@@ -27,6 +27,7 @@ Z_DIM = 64  # of the noise z, and of the class embedding beside it
 EQUALIZED_GAIN = 0.01
 ADALN_GAIN = 0.1
 CLASS_MEAN_DECAY = 0.995
+FEW_TOKENS = 64
 
 
 def rms_normalize(x: Tensor) -> Tensor:
@@ -67,6 +68,13 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     return torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1).flatten(-2)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of (B, heads, T, head_dim) each; written out where tokens are few, twice as fast on a CPU."""
+    if q.device.type == "cpu" and q.shape[2] <= FEW_TOKENS:
+        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class Attention(nn.Module):
     """Self-attention with RMS-normalized queries and keys and rotary positions: (B, T, C) -> (B, T, C)."""
 
@@ -79,12 +87,12 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, h: Tensor, rotary: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in self.qkv(h).chunk(3, dim=-1))
-        q, k = (
-            rotate(F.rms_norm(x, x.shape[-1:], eps=1e-6) * norm.weight.repeat(self.heads, 1), rotary).to(v.dtype)
-            for x, norm in ((q, self.q_norm), (k, self.k_norm))
-        )  # one weight a head, repeated: its gradient is then one contiguous sum, five times faster on a CPU
-        h = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        qkv = self.qkv(h).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, heads, head_dim)
+        qk, v = qkv.split([2, 1], dim=2)
+        # One weight a head, repeated: its gradient is then one contiguous sum, five times faster on a CPU.
+        weight = torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None].repeat(1, self.heads, 1)
+        qk = rotate(F.rms_norm(qk, qk.shape[-1:], eps=1e-6) * weight, rotary).to(v.dtype)
+        h = attend(*(x.transpose(1, 2) for x in (*qk.unbind(2), v[:, :, 0])))
         return self.out(h.transpose(1, 2).flatten(2))
 
 
@@ -98,7 +106,11 @@ class SwiGLU(nn.Module):
         self.w_out = nn.Linear(hidden, width)
 
     def forward(self, h: Tensor) -> Tensor:
-        gate, value = self.w_in(h).chunk(2, dim=-1)
+        # Two products: halving one would have its backward join two large gradients, not two small ones of weights.
+        weights, biases = self.w_in.weight.unflatten(0, (2, -1)), self.w_in.bias.unflatten(0, (2, -1))
+        gate, value = (
+            F.linear(h, weight, bias) for weight, bias in zip(weights.unbind(), biases.unbind(), strict=True)
+        )
         return self.w_out(F.silu(gate) * value)
 
 
@@ -106,7 +118,7 @@ class EqualizedLinear(nn.Linear):
     """Linear layer stored 100 times too large, so that Adam changes it 100 times more slowly (StyleGAN)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * EQUALIZED_GAIN, self.bias * EQUALIZED_GAIN)
+        return F.linear(x, self.weight, self.bias) * EQUALIZED_GAIN
 
 
 def equalized_mlp(dim_in: int, dim: int) -> nn.Sequential:
@@ -341,11 +353,12 @@ class Discriminator(ModelMixin, ConfigMixin):
         initialize(self)
 
     def forward(
-        self, levels: Tensor, class_labels: Tensor, return_features: bool = False
+        self, levels: Tensor, class_labels: Tensor, return_features: bool = False, feature_count: int | None = None
     ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Logits (B,) of level images (K, B, C, H, W) and integer labels (B,).
+        """Logits (B,) of level images (K, B, C, H, W) and integer labels (b,), which repeat if B is a multiple of b.
 
-        With `return_features` also the REPA head's ([cls] (B, d), patches (B, T, d)).
+        With `return_features` also the REPA head's ([cls] (n, d), patches (n, T, d)) of the first `feature_count`
+        samples, n = B where that is None.
         """
         images = levels.transpose(0, 1).flatten(1, 2)  # (B, K·C, H, W)
         h = self.patchify(images).flatten(2).transpose(1, 2)
@@ -356,10 +369,11 @@ class Discriminator(ModelMixin, ConfigMixin):
             else:
                 h = block(h, self.rotary)
         class_map = self.class_mapping(self.class_embedding(class_labels))
+        class_map = class_map.repeat(len(h) // len(class_map), 1)
         logits = (self.to_class_map(self.norm(h[:, 0])) * class_map).sum(-1)
         if not return_features:
             return logits
         if self.repa_head is None:
             raise ValueError("return_features=True needs a discriminator made with repa_dim=")
-        features = self.repa_head(h)
+        features = self.repa_head(h[:feature_count])
         return logits, (features[:, 0], features[:, 1:])

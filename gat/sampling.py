@@ -1,7 +1,9 @@
 """Samples for evaluation: sample i depends on the seed and i alone."""
 
+import time
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,21 +33,57 @@ def sample_inputs(seed: int, start: int, stop: int, classes: int) -> tuple[Tenso
     return noise[start - offset : stop - offset], torch.arange(start, stop) % classes
 
 
-@torch.no_grad()
-def sample_images(
-    generator: Generator,
-    vae: AutoencoderKL,
-    seed: int,
-    start: int,
-    stop: int,
-    truncation_psi: float = 0.0,
-    guidance_scale: float = 1.0,
-) -> np.ndarray:
-    """Samples `start` to `stop` as uint8 images (n, H, W, 3)."""
-    z, labels = sample_inputs(seed, start, stop, generator.config["classes"])
-    device = generator.class_means.device
-    latents = generator(z.to(device), labels.to(device), truncation_psi, guidance_scale)
-    return decode(vae, latents).cpu().numpy()
+class Sampler:
+    """Makes images of a generator: `sampler(start, stop)` are samples `start` to `stop`, uint8 (n, H, W, 3).
+
+    Args:
+        generator, vae: on one device.
+        seed: of the noise.
+        truncation_psi, guidance_scale: as in `Generator.style`.
+        vae_batch: images that the VAE decodes at a time.
+
+    Attributes:
+        images_per_second: of this process, so far.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        vae: AutoencoderKL,
+        seed: int,
+        truncation_psi: float = 0.0,
+        guidance_scale: float = 1.0,
+        vae_batch: int = 64,
+    ) -> None:
+        self.generator, self.vae, self.seed, self.vae_batch = generator, vae, seed, vae_batch
+        self.style = truncation_psi, guidance_scale
+        self._made, self._seconds = 0, 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        return self._made / self._seconds
+
+    @torch.no_grad()
+    def _make(self, z: Tensor, labels: Tensor) -> np.ndarray:
+        begin, device = time.perf_counter(), self.generator.class_means.device
+        latents = self.generator(z.to(device), labels.to(device), *self.style)
+        images = decode(self.vae, latents, self.vae_batch).cpu().numpy()
+        self._made, self._seconds = self._made + len(images), self._seconds + time.perf_counter() - begin
+        return images
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        return self._make(*sample_inputs(self.seed, start, stop, self.generator.config["classes"]))
+
+    def of_classes(self, classes: int = 10, each: int = 10) -> np.ndarray:
+        """The first samples of each of the first classes, as one picture with a row a class: uint8 (H, W, 3)."""
+        count = self.generator.config["classes"]
+        rows = [
+            sample_inputs(self.seed, label + i * count, label + i * count + 1, count)
+            for label in range(min(classes, count))
+            for i in range(each)
+        ]
+        z, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        return image_grid(self._make(z, labels), each)
 
 
 def sample_features(
@@ -69,6 +107,30 @@ def sample_features(
     bar = tqdm(starts, desc="samples", unit="batch", disable=not (progress and state.is_main_process), leave=False)
     mine = [(start, extract(images(start, min(start + batch_size, count)))) for start in bar]
     return np.concatenate([features for _, features in sorted(gather_object(mine), key=lambda item: item[0])])
+
+
+def save_npz(images: Callable[[int, int], np.ndarray], path: Path, count: int, batch_size: int) -> None:
+    """Samples 0 to count as an `.npz` like ADM's: `arr_0` uint8 (count, H, W, 3). All processes take part.
+
+    The array goes through a file next to `path`, which all processes must see, never through memory as a whole.
+    """
+    state = PartialState()
+    array = path.with_suffix(".unfinished.npy")
+    shape = (count, *images(0, 1).shape[1:])
+    if state.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(array, mode="w+", dtype=np.uint8, shape=shape).flush()
+    state.wait_for_everyone()
+    samples = np.lib.format.open_memmap(array, mode="r+")
+    starts = range(state.process_index * batch_size, count, state.num_processes * batch_size)
+    for start in tqdm(starts, desc=path.name, unit="batch", disable=not state.is_main_process, leave=False):
+        stop = min(start + batch_size, count)
+        samples[start:stop] = images(start, stop)
+    samples.flush()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        np.savez(path, np.load(array, mmap_mode="r"))
+        array.unlink()
 
 
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:

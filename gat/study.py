@@ -1,6 +1,7 @@
 """A run of the study as params.yaml describes it: its networks, its trainer, its place on disk."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -13,20 +14,32 @@ from accelerate import Accelerator
 from gat.augment import Strength
 from gat.config import Network, Params, ParamsError
 from gat.cost import discriminator_cost, generator_cost, training_gflops
+from gat.images import Images
 from gat.latents import Latents, TrainingBatches
 from gat.losses import Objective
 from gat.networks import Discriminator, Generator
 from gat.noise import level_times
+from gat.repa import Teacher
 from gat.seeds import seed_of
 from gat.training import Evaluate, Plan, Recipe, Row, Trainer, fit, learning_rate
 
 # The modules whose change means another training; stage `train` depends on the same.
-TRAINING_CODE = ("augment", "latents", "losses", "networks", "noise", "seeds", "study", "training")
+TRAINING_CODE = (
+    "augment",
+    "latents",
+    "losses",
+    "networks",
+    "noise",
+    "repa",
+    "seeds",
+    "study",
+    "training",
+)
 
 
 @dataclass(frozen=True)
 class Description:
-    """What the tables say of a run, apart from how good it is; costs as in `gat.cost`."""
+    """What the tables say of a run, apart from how good it is; costs as in `gat.cost`, without the teacher's."""
 
     run: str
     width: int
@@ -40,6 +53,7 @@ class Description:
     steps: int
     batch_size: int
     learning_rate: float
+    teacher: str | None
     seed: int
 
 
@@ -76,23 +90,44 @@ def network_config(network: Network, params: Params, name: str, latents: Latents
         "latent_size": latents.size,
         "channels": latents.channels,
         "classes": len(latents.classes),
-        "levels": params.settings(name)[1].levels.used,
+        "levels": params.settings(name).loss.levels.used,
     }
 
 
 def build_run(
-    params: Params, name: str, latents: Latents, accelerator: Accelerator, checkpoints: Path | None = None
+    params: Params,
+    name: str,
+    latents: Latents,
+    accelerator: Accelerator,
+    checkpoints: Path | None = None,
+    images: str | Path = "data/images",
 ) -> StudyRun:
-    """Make the networks and the trainer of a run; with `checkpoints` it saves there, and resumes from there.
+    """Make the networks and the trainer of a run.
+
+    Args:
+        params: the experiment.
+        name: of the run.
+        latents: what it learns.
+        accelerator: of Hugging Face Accelerate.
+        checkpoints: where it saves, and resumes from; None: nowhere.
+        images: the folder of the images behind the latents, which a teacher needs.
 
     Raises:
         ParamsError: there is no such run, or its sizes do not fit the latents.
         ValueError: the batch does not divide among the processes.
     """
-    run, loss, train = params.settings(name)
+    run, loss, train, repa = params.settings(name)
     config_g = network_config(run, params, name, latents)
     config_d = network_config(run.discriminator_network, params, name, latents)
     config_d["class_map_dim"] = loss.class_map_dim
+    cost_g, cost_d = generator_cost(**config_g), discriminator_cost(**config_d)
+    work = training_gflops(cost_g, cost_d, train.batch_size, train.steps, loss.penalty > 0)
+    teacher = None
+    if repa.teacher is not None:
+        teacher = Teacher(repa.teacher, accelerator.device, params.compute.compile)
+        config_d |= {"repa_dim": teacher.width, "projector_dim": repa.projector_dim}
+        body, cost_d = cost_d, discriminator_cost(**config_d)
+        work += 3 * (cost_d.gmacs - body.gmacs) * train.batch_size * train.steps  # the head sees reals alone
     torch.manual_seed(seed_of(train.seed, 4))
     generator, discriminator = Generator(**config_g), Discriminator(**config_d)
     for network in (generator, discriminator):
@@ -105,7 +140,7 @@ def build_run(
     )
     times = tuple(level_times(loss.levels.count, loss.levels.schedule))
     recipe = Recipe(
-        objective=Objective(times, Strength(**loss.augment.model_dump()), loss.penalty),
+        objective=Objective(times, Strength(**loss.augment.model_dump()), loss.penalty, repa.weight),
         batch_size=train.batch_size,
         learning_rate_g=rate_g,
         learning_rate_d=rate_d,
@@ -115,7 +150,6 @@ def build_run(
         seed=train.seed,
         micro_batch=params.compute.micro_batch,
     )
-    cost_g, cost_d = generator_cost(**config_g), discriminator_cost(**config_d)
     description = Description(
         run=name,
         width=run.width,
@@ -125,10 +159,11 @@ def build_run(
         gmacs=cost_g.gmacs,
         discriminator_params=cost_d.params,
         discriminator_gmacs=cost_d.gmacs,
-        train_gflops=training_gflops(cost_g, cost_d, train.batch_size, train.steps, loss.penalty > 0),
+        train_gflops=work,
         steps=train.steps,
         batch_size=train.batch_size,
         learning_rate=rate_g,
+        teacher=repa.teacher,
         seed=train.seed,
     )
     plan = Plan(
@@ -139,9 +174,14 @@ def build_run(
         workers=params.compute.workers,
     )
     return StudyRun(
-        trainer=Trainer(accelerator, generator, discriminator, recipe, latents.scaling_factor),
+        trainer=Trainer(accelerator, generator, discriminator, recipe, latents.scaling_factor, teacher),
         batches=TrainingBatches(
-            latents, train.batch_size, train.seed, accelerator.process_index, accelerator.num_processes
+            latents,
+            train.batch_size,
+            train.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+            images=None if teacher is None else Images(images),
         ),
         plan=plan,
         eval_samples=train.eval_samples,
@@ -149,11 +189,20 @@ def build_run(
     )
 
 
+def describe_pretrained(name: str, generator: Generator) -> dict[str, Any]:
+    """What the tables say of a generator that was not trained here."""
+    config = generator.config
+    cost = generator_cost(**{key: config[key] for key in inspect.signature(Generator).parameters})
+    size = {key: config[key] for key in ("width", "depth", "patch")}
+    return {"run": name, **size, "params": cost.params, "gmacs": cost.gmacs, "steps": None, "train_gflops": None}
+
+
 def fingerprint(params: Params, name: str, latents: Latents, files: Iterable[Path] = ()) -> str:
     """Hash of everything that defines a run: its settings, the data, the code of the recipe, and further files."""
     digest = hashlib.blake2b(digest_size=10)
     settings = [section.model_dump() for section in params.settings(name)]
     digest.update(json.dumps([settings, latents.digest], sort_keys=True).encode())
-    for path in [Path(__file__).with_name(f"{module}.py") for module in TRAINING_CODE] + list(files):
+    code = [Path(__file__).with_name(f"{module}.py") for module in (*TRAINING_CODE, "checkpoints")]
+    for path in code + list(files):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -1,8 +1,6 @@
 """The training recipe (paper, section 5 and appendix) on Accelerate: one step, its state, its checkpoints."""
 
 import copy
-import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,21 +9,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from gat.augment import draw_augmentation
-from gat.latents import TrainingBatches
-from gat.losses import Look, Objective, discriminator_loss, generator_loss
+from gat.checkpoints import load_checkpoint, save_checkpoint
+from gat.latents import Batch, TrainingBatches
+from gat.losses import Features, Look, Objective, discriminator_loss, generator_loss
 from gat.networks import Z_DIM, Discriminator, Generator
+from gat.repa import Teacher
 from gat.seeds import generator_of
 
 BASE_WIDTH, BASE_BATCH = 768, 512
-KEPT_CHECKPOINTS = 2
 
 
 def learning_rate(base: float, width: int, batch_size: int, scale_by_width: bool = True) -> float:
@@ -68,6 +66,7 @@ class Trainer:
         generator, discriminator: freshly made, the same on all processes.
         recipe: see `Recipe`; its batch must divide among the processes and the micro-batches.
         scaling_factor: that of the latents.
+        teacher: whose features the discriminator learns to predict (REPA); None: no one's.
 
     Raises:
         ValueError: the batch does not divide; the message names the params key.
@@ -80,6 +79,7 @@ class Trainer:
         discriminator: Discriminator,
         recipe: Recipe,
         scaling_factor: float,
+        teacher: Teacher | None = None,
     ) -> None:
         processes = accelerator.num_processes
         self.share = recipe.batch_size // processes
@@ -89,7 +89,7 @@ class Trainer:
                 f"train.batch_size: {recipe.batch_size} does not divide into {processes} processes "
                 f"of micro-batches of {self.micro_batch} (compute.micro_batch)"
             )
-        self.accelerator, self.recipe, self.scaling_factor = accelerator, recipe, scaling_factor
+        self.accelerator, self.recipe, self.scaling_factor, self.teacher = accelerator, recipe, scaling_factor, teacher
         self.ema = copy.deepcopy(generator).to(accelerator.device).eval().requires_grad_(False)
         self._average = get_ema_multi_avg_fn(recipe.ema)
         classes, width = generator.class_means.shape
@@ -129,19 +129,15 @@ class Trainer:
             penalty=(normal(count, *image)[own], normal(levels, count, *image)[:, own]),
         )
 
-    def step(self, moments: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Train the discriminator, then the generator, on this process's share of one batch.
-
-        Args:
-            moments: (B, 2C, H, W) posterior means and standard deviations.
-            labels: (B,) integers.
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Train the discriminator, then the generator, on this process's share of one batch, on its device.
 
         Returns:
-            Scalars on the device, of this process's samples: `loss_d`, `loss_g`, `gap`, `r1`, `r2`, and the norms
-            `grad_d`, `grad_g` of the whole gradients before clipping.
+            Scalars on the device, of this process's samples: `loss_d`, `loss_g`, `gap`, `r1`, `r2`, with a teacher
+            `repa`, and the norms `grad_d`, `grad_g` of the whole gradients before clipping.
         """
-        draws = self.draw(self.steps_done)
-        mean, std = moments.float().chunk(2, dim=1)
+        draws, labels = self.draw(self.steps_done), batch.labels
+        mean, std = batch.moments.float().chunk(2, dim=1)
         real = (mean + std * draws.posterior) * self.scaling_factor
         parts = [slice(i, i + self.micro_batch) for i in range(0, self.share, self.micro_batch)]
         one_part = len(parts) == 1
@@ -149,6 +145,11 @@ class Trainer:
 
         def generate(part: slice) -> tuple[Tensor, Tensor]:
             return self.generator(draws.z[part], labels[part], return_levels=True, return_style=True)
+
+        def target(part: slice) -> Features | None:
+            if self.teacher is None or batch.images is None:
+                return None
+            return self.teacher(batch.images[part], draws.looks_d[0].part(part).augment, real.shape[-1])
 
         logs: dict[str, Tensor] = {}
         levels = style = real.new_empty(0)
@@ -164,6 +165,7 @@ class Trainer:
                     (draws.looks_d[0].part(part), draws.looks_d[1].part(part)),
                     (draws.penalty[0][part], draws.penalty[1][:, part]),
                     objective,
+                    target(part),
                 )
                 self.accelerator.backward(loss / len(parts))
             for name, value in terms.items():
@@ -254,41 +256,8 @@ def _frozen(network: nn.Module) -> Iterator[None]:
         network.requires_grad_(True)
 
 
-def save_checkpoint(folder: Path, trainer: Trainer, history: list[dict[str, float]]) -> None:
-    """Write `step-N.safetensors` and drop all but the last two; a kill at any moment leaves whole files alone."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{trainer.steps_done:08d}.safetensors"
-    unfinished = path.with_suffix(".unfinished")
-    metadata = {"step": str(trainer.steps_done), "history": json.dumps(history)}
-    save_file({name: t.contiguous() for name, t in trainer.state().items()}, unfinished, metadata=metadata)
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    unfinished.rename(path)
-    for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
-        old.unlink()
-
-
-def load_checkpoint(folder: Path, trainer: Trainer) -> tuple[list[dict[str, float]], list[str]]:
-    """Put the newest whole checkpoint of `folder`, if any, into the trainer.
-
-    Returns:
-        The history it was saved with ([] without one), and a message for every broken file passed over.
-    """
-    messages = []
-    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
-        try:
-            with safe_open(path, "pt", device=str(trainer.accelerator.device)) as file:
-                metadata = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            messages.append(f"checkpoint {path} is broken ({error}); the one before it is used")
-            continue
-        trainer.load_state(tensors, int(metadata["step"]))
-        return json.loads(metadata["history"]), messages
-    return [], messages
-
-
 Evaluate = Callable[[Generator], float]
+Row = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -301,9 +270,6 @@ class Plan:
     log_every: int = 20
     checkpoints: Path | None = None  # where to save and to resume from; None: neither
     workers: int = 0  # processes that read data
-
-
-Row = dict[str, float]
 
 
 def fit(
@@ -352,9 +318,8 @@ def fit(
         loader, "train", plan.steps, initial=start, unit="step", disable=not accelerator.is_main_process, mininterval=1
     )
     window: list[dict[str, Tensor]] = []
-    for moments, labels in bar:
-        device = accelerator.device
-        window.append(trainer.step(moments.to(device, non_blocking=True), labels.to(device, non_blocking=True)))
+    for batch in bar:
+        window.append(trainer.step(send_to_device(batch, accelerator.device, non_blocking=True)))
         done = trainer.steps_done
         saving = plan.checkpoints is not None and (done % plan.save_every == 0 or done == plan.steps)
         if done % plan.log_every == 0 or done == plan.steps or saving:  # a checkpoint holds no half-made row

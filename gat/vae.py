@@ -1,10 +1,12 @@
 """The autoencoder whose latent space the GAN works in: diffusers' `AutoencoderKL`, fetched or trained small."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import trange
@@ -25,6 +27,15 @@ def to_uint8(images: Tensor) -> Tensor:
 def factor(vae: AutoencoderKL) -> int:
     """Pixels a latent pixel stands for, along a side."""
     return 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
+def load_vae(source: str | Path, device: torch.device | str = "cpu") -> AutoencoderKL:
+    """An autoencoder in diffusers' format, from a folder or a hub, ready to use: in bfloat16 on a GPU."""
+    device = torch.device(device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with PartialState().main_process_first():  # one process fetches, the others find it
+        vae = AutoencoderKL.from_pretrained(source, torch_dtype=dtype)
+    return vae.to(device).eval().requires_grad_(False)
 
 
 def train_vae(
@@ -84,9 +95,10 @@ def encode(vae: AutoencoderKL, images: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Images uint8 (B, H, W, 3) of latents (B, C, h, w), scaled as the generator makes them."""
-    return to_uint8(vae.decode(latents.to(vae.dtype) / vae.config["scaling_factor"]).sample)
+def decode(vae: AutoencoderKL, latents: Tensor, batch_size: int = 64) -> Tensor:
+    """Images uint8 (B, H, W, 3) of latents (B, C, h, w), scaled as the generator makes them, `batch_size` at a time."""
+    scaled = (latents / vae.config["scaling_factor"]).to(vae.dtype)
+    return torch.cat([to_uint8(vae.decode(part).sample) for part in scaled.split(batch_size)])
 
 
 def psnr(vae: AutoencoderKL, images: Images, count: int = 1000) -> float:

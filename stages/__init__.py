@@ -1,10 +1,15 @@
 """The stages of dvc.yaml, a script each, and what they all begin with."""
 
+import contextlib
+import ctypes
+import hashlib
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gat.config import Params, ParamsError, load_params
 
@@ -19,6 +24,7 @@ LATENTS = Path("data/latents")
 RUNS = Path("runs")  # RUN/pipeline
 RESULTS = Path("results")  # RUN/live, RUN/run.json, RUN/metrics.json, RUN/samples.png
 REPORTS = Path("reports")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 CHECKPOINTS = Path(os.environ.get("GAT_CHECKPOINTS", "checkpoints"))  # of unfinished runs; not an out of DVC's
 
 
@@ -26,13 +32,20 @@ def run_stage(stage: Callable[[Params], None], distributed: bool = False) -> Non
     """Check all of params.yaml, then run a stage; a wrong value ends the program with one line that says which.
 
     A `distributed` stage starts itself again under `accelerate launch` where Accelerate is configured or there are
-    several GPUs: what dvc.yaml runs is then the same on every machine.
+    several GPUs, or under the command that `GAT_LAUNCH` holds: what dvc.yaml runs is then the same on every machine.
     """
     try:
         params = load_params()
-        if distributed and not _launched() and _many_devices():
+        launcher = os.environ.get("GAT_LAUNCH")
+        if distributed and not _launched() and (launcher or _many_devices()):
             module = sys.modules["__main__"].__spec__
-            os.execvp("accelerate", ["accelerate", "launch", "-m", module.name if module else "", *sys.argv[1:]])
+            command = [
+                *shlex.split(launcher or "accelerate launch"),
+                "-m",
+                module.name if module else "",
+                *sys.argv[1:],
+            ]
+            os.execvp(command[0], command)
         stage(params)
     except ParamsError as error:
         sys.exit(f"params.yaml: {error}")
@@ -49,6 +62,24 @@ def _many_devices() -> bool:
     return Path(default_config_file).exists() or torch.cuda.device_count() > 1
 
 
+def workplace(stage: str, *key: Any) -> Path:
+    """Where a stage keeps what it has done so far of what `key` defines; it survives a kill, and `publish` moves it."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=10)
+    return CHECKPOINTS / f"{stage}-{digest.hexdigest()}"
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Make a finished folder the out of a stage."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    if state.is_main_process:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(folder, out)
+    state.wait_for_everyone()
+
+
 def run_named(params: Params) -> str:
     """The run named on the command line.
 
@@ -63,7 +94,8 @@ def run_named(params: Params) -> str:
 def make_accelerator() -> "Accelerator":
     """Accelerate as the machine's own configuration has it, with all of a CPU's cores and TF32 on a GPU.
 
-    (`accelerate launch` gives a CPU process one thread.)
+    (`accelerate launch` gives a CPU process one thread.) A CPU's memory is kept once the system has given it, since
+    asking again for every large tensor costs up to a quarter of a training step.
     """
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -72,5 +104,10 @@ def make_accelerator() -> "Accelerator":
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // local))
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_TRIM_THRESHOLD, -1)
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)

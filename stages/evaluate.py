@@ -6,7 +6,7 @@ metrics.json holds the few numbers that DVC compares; evaluation.json adds how t
 """
 
 import json
-import time
+from pathlib import Path
 
 from gat.config import Params
 from stages import EXTRACTOR, REFERENCE, RESULTS, RUNS, make_accelerator, run_named, run_stage
@@ -15,39 +15,34 @@ from stages import EXTRACTOR, REFERENCE, RESULTS, RUNS, make_accelerator, run_na
 def main(params: Params) -> None:
     """Run the stage."""
     name = run_named(params)
-    import numpy as np
+    import torch
     from diffusers.utils import logging
     from PIL import Image
 
     from gat.extractor import Extractor
     from gat.metrics import Reference, fid, kid, precision_recall
     from gat.pipeline import GATPipeline
-    from gat.sampling import image_grid, sample_features, sample_images
+    from gat.sampling import Sampler, sample_features, save_npz
+    from gat.vae import load_vae
 
     logging.disable_progress_bar()
     accelerator = make_accelerator()
     settings = params.evaluate
-    pipeline = GATPipeline.from_pretrained(RUNS / name / "pipeline").to(accelerator.device)
+    pipeline = GATPipeline.from_pretrained(RUNS / name / "pipeline")
+    sampler = Sampler(
+        pipeline.generator.to(accelerator.device),
+        load_vae(RUNS / name / "pipeline/vae", accelerator.device),
+        settings.seed,
+        settings.truncation_psi,
+        settings.guidance_scale,
+        params.compute.vae_batch,
+    )
     extractor, reference = Extractor(EXTRACTOR, accelerator.device), Reference.load(REFERENCE)
-    seconds = 0.0
-
-    def images(start: int, stop: int) -> np.ndarray:
-        nonlocal seconds
-        begin = time.perf_counter()
-        made = sample_images(
-            pipeline.generator,
-            pipeline.vae,
-            settings.seed,
-            start,
-            stop,
-            settings.truncation_psi,
-            settings.guidance_scale,
-        )
-        seconds += time.perf_counter() - begin
-        return made
-
-    features = sample_features(images, extractor, settings.samples, settings.batch_size)
-    rate = settings.samples / accelerator.num_processes / seconds
+    features = sample_features(sampler, extractor, settings.samples, settings.batch_size)
+    rate = accelerator.reduce(torch.tensor(sampler.images_per_second, device=accelerator.device)).item()
+    if settings.save_samples is not None:
+        path = Path(settings.save_samples).expanduser() / f"{name}.npz"
+        save_npz(sampler, path, settings.samples, settings.batch_size)
     if not accelerator.is_main_process:
         return
     metrics = {"fid": fid(features, reference)}
@@ -59,7 +54,7 @@ def main(params: Params) -> None:
     folder = RESULTS / name
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     measured = {
-        "images_per_second": rate * accelerator.num_processes,
+        "images_per_second": rate,
         "samples": settings.samples,
         "extractor": extractor.name,
         "mode": extractor.mode,
@@ -67,11 +62,7 @@ def main(params: Params) -> None:
         "guidance_scale": settings.guidance_scale,
     }
     (folder / "evaluation.json").write_text(json.dumps(measured, indent=1) + "\n")
-    classes = min(10, len(pipeline.config.classes))
-    labels = np.arange(settings.samples) % len(pipeline.config.classes)
-    shown = np.concatenate([np.flatnonzero(labels == label)[:10] for label in range(classes)])
-    rows = np.concatenate([images(int(i), int(i) + 1) for i in shown])
-    Image.fromarray(image_grid(rows, columns=len(rows) // classes)).save(folder / "samples.png")
+    Image.fromarray(sampler.of_classes()).save(folder / "samples.png")
 
 
 if __name__ == "__main__":

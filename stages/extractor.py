@@ -13,7 +13,7 @@ def main(params: Params) -> None:
     from gat.extractor import Extractor, save_extractor, train_classifier
     from gat.images import Images
 
-    if metrics.extractor == "classifier":
+    if metrics.extractor == "classifier" and metrics.classifier is not None:
         settings = metrics.classifier.model_dump()
         classifier, accuracy = train_classifier(Images(IMAGES), **settings)
         print(f"held-out accuracy {accuracy:.4f}")

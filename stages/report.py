@@ -18,11 +18,13 @@ def main(params: Params) -> None:
     rows, curves = [], {}
     for run in params.runs:
         folder = RESULTS / run
-        row: dict = {"overrides": bool(params.settings(run)[0].train or params.settings(run)[0].loss)}
+        row: dict = {"overrides": params.settings(run).run.overrides}
         for part in ("run", "metrics", "evaluation"):
             row |= json.loads((folder / f"{part}.json").read_text())
         rows.append(row)
-        curves[run] = pd.read_csv(folder / "live/plots/metrics/fid.tsv", sep="\t")
+        curve = folder / "live/plots/metrics/fid.tsv"  # a pretrained run has none
+        if curve.exists():
+            curves[run] = pd.read_csv(curve, sep="\t")
     table = pd.DataFrame(rows).sort_values("gmacs")
     study = study_of(table)
     settings = params.report

@@ -7,11 +7,13 @@ A run that was interrupted goes on from its last checkpoint; `GAT_CHECKPOINTS` s
 
 import json
 import shutil
+from pathlib import Path
 
 from gat.config import Params
 from stages import (
     CHECKPOINTS,
     EXTRACTOR,
+    IMAGES,
     LATENTS,
     REFERENCE,
     RESULTS,
@@ -26,7 +28,6 @@ from stages import (
 def main(params: Params) -> None:
     """Run the stage."""
     name = run_named(params)
-    from diffusers import AutoencoderKL
     from dvclive import Live
 
     from gat.extractor import Extractor
@@ -34,25 +35,32 @@ def main(params: Params) -> None:
     from gat.metrics import Reference, fid
     from gat.networks import Generator
     from gat.pipeline import GATPipeline
-    from gat.sampling import sample_features, sample_images
-    from gat.study import build_run, fingerprint
+    from gat.sampling import Sampler, sample_features
+    from gat.study import build_run, describe_pretrained, fingerprint
+    from gat.vae import load_vae
 
     accelerator = make_accelerator()
+    pipeline, results = RUNS / name / "pipeline", RESULTS / name
+    pretrained = params.settings(name).run.pretrained
+    if pretrained is not None:
+        if accelerator.is_main_process:
+            given = GATPipeline.from_pretrained(Path(pretrained).expanduser())
+            given.save_pretrained(pipeline)
+            (results / "live").mkdir(parents=True, exist_ok=True)
+            description = describe_pretrained(name, given.generator)
+            (results / "run.json").write_text(json.dumps(description, indent=1) + "\n")
+        return
+
     latents = Latents(LATENTS)
-    vae = AutoencoderKL.from_pretrained(VAE).to(accelerator.device).eval()
+    vae = load_vae(VAE, accelerator.device)
     extractor, reference = Extractor(EXTRACTOR, accelerator.device), Reference.load(REFERENCE)
     checkpoints = CHECKPOINTS / fingerprint(params, name, latents, [REFERENCE])
-    run = build_run(params, name, latents, accelerator, checkpoints)
-    live = Live(str(RESULTS / name / "live"), dvcyaml=None, report=None, save_dvc_exp=False)
+    run = build_run(params, name, latents, accelerator, checkpoints, IMAGES)
+    live = Live(str(results / "live"), dvcyaml=None, report=None, save_dvc_exp=False)
 
     def evaluate(generator: Generator) -> float:
-        features = sample_features(
-            lambda start, stop: sample_images(generator, vae, params.evaluate.seed, start, stop),
-            extractor,
-            run.eval_samples,
-            params.evaluate.batch_size,
-        )
-        return fid(features, reference)
+        sampler = Sampler(generator, vae, params.evaluate.seed, vae_batch=params.compute.vae_batch)
+        return fid(sample_features(sampler, extractor, run.eval_samples, params.evaluate.batch_size), reference)
 
     def log(row: dict[str, float]) -> None:
         live.step = int(row["step"])
@@ -62,8 +70,8 @@ def main(params: Params) -> None:
 
     run.fit(evaluate, log if accelerator.is_main_process else None)
     if accelerator.is_main_process:
-        GATPipeline(run.trainer.ema, vae, latents.classes).save_pretrained(RUNS / name / "pipeline")
-        (RESULTS / name / "run.json").write_text(json.dumps(run.description, indent=1) + "\n")
+        GATPipeline(run.trainer.ema, vae.float(), latents.classes).save_pretrained(pipeline)
+        (results / "run.json").write_text(json.dumps(run.description, indent=1) + "\n")
         live.end()
         shutil.rmtree(checkpoints)
 

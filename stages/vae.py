@@ -13,17 +13,16 @@ def main(params: Params) -> None:
     from diffusers import AutoencoderKL
 
     from gat.images import Images
-    from gat.vae import psnr, train_vae
+    from gat.vae import load_vae, psnr, train_vae
 
-    accelerator = make_accelerator()
+    device = make_accelerator().device
     images = Images(IMAGES)
-    if settings.pretrained is not None:
-        vae = AutoencoderKL.from_pretrained(settings.pretrained).to(accelerator.device)
+    if settings.recipe is not None and settings.pretrained is None:
+        vae = train_vae(images, device=device, **settings.recipe.model_dump())
+        vae.save_pretrained(VAE)
     else:
-        recipe = settings.model_dump(exclude={"pretrained"})
-        vae = train_vae(images, device=accelerator.device, **recipe)
-    print(f"reconstructions have a PSNR of {psnr(vae, images):.1f} dB")
-    vae.save_pretrained(VAE)
+        AutoencoderKL.from_pretrained(settings.pretrained).save_pretrained(VAE)
+    print(f"reconstructions have a PSNR of {psnr(load_vae(VAE, device), images):.1f} dB")
 
 
 if __name__ == "__main__":

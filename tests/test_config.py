@@ -79,9 +79,9 @@ def test_discriminator_defaults_to_the_generators_size_and_can_differ(tmp_path):
     model = {"width": 32, "depth": 4, "heads": 2, "patch": 2, "discriminator": {"width": 64}}
     params = changed("model", "width", 32)
     params["model"] = model
-    run, _, _ = load_params(write(tmp_path, params)).settings("model")
+    run = load_params(write(tmp_path, params)).settings("model").run
     assert run.discriminator_network == Network(width=64, depth=4, heads="auto", patch=2)
-    run, _, _ = load_params(ROOT / "params.yaml").settings("L-2")
+    run = load_params(ROOT / "params.yaml").settings("L-2").run
     assert run.discriminator_network == Network(width=48, depth=4, heads=2, patch=2)
 
 
@@ -89,11 +89,11 @@ def test_study_entry_overrides_training_and_loss(tmp_path):
     params = changed("study.L-2", "loss", {"levels": {"schedule": "none"}, "penalty": 0.0})
     params["study"]["L-2"]["train"] = {"scale_lr_by_width": False}
     loaded = load_params(write(tmp_path, params))
-    _, loss, train = loaded.settings("L-2")
+    _, loss, train, _ = loaded.settings("L-2")
     assert (loss.levels.schedule, loss.levels.used, loss.penalty) == ("none", 1, 0.0)
     assert loss.augment == loaded.loss.augment
     assert not train.scale_lr_by_width
-    assert loaded.settings("B-2")[2].scale_lr_by_width
+    assert loaded.settings("B-2").train.scale_lr_by_width
 
 
 @pytest.mark.parametrize("stage", ["images", "extractor", "reference", "vae", "latents", "train", "evaluate", "report"])

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -71,18 +72,40 @@ def test_small_vae_learns_to_rebuild(digits):
 
 
 def test_latents_are_the_posteriors_of_images_and_mirror_images(digits, vae, latents):
-    assert latents.moments.shape == (300, 2, 8, 8, 8)
-    assert latents.moments.dtype == np.float16
+    assert (len(latents), latents.views, latents.channels, latents.size) == (300, 2, 4, 8)
     want = torch.cat(encode(vae, digits[7:8]), dim=1)
     mirrored = torch.cat(encode(vae, np.ascontiguousarray(digits[7:8][:, :, ::-1])), dim=1)
-    torch.testing.assert_close(torch.tensor(latents.moments[7:8, 0]).float(), want, rtol=2e-3, atol=1e-3)
-    torch.testing.assert_close(torch.tensor(latents.moments[7:8, 1]).float(), mirrored, rtol=2e-3, atol=1e-3)
+    both = latents.moments(np.array([7, 7]), np.array([0, 1]))
+    assert both.dtype == np.float16
+    torch.testing.assert_close(torch.tensor(both).float(), torch.cat([want, mirrored]), rtol=2e-3, atol=1e-3)
 
 
 def test_latents_are_not_mirrored_unless_asked(digits, vae, tmp_path):
     write_latents(digits, lambda batch: encode(vae, batch), tmp_path, 0.5, False, 100, progress=False)
-    assert Latents(tmp_path).moments.shape[1] == 1
+    assert Latents(tmp_path).views == 1
     assert set(json.loads((tmp_path / "latents.json").read_text())) == {"scaling_factor", "classes", "digest"}
+
+
+def test_interrupted_writing_goes_on_with_the_first_file_that_is_not_whole(digits, vae, latents, tmp_path):
+    """A file of several, a kill, the rest: the same as in one go, and nothing encoded twice."""
+    encoded = []
+
+    def encoder(batch: np.ndarray):
+        encoded.append(len(batch))
+        if sum(encoded) == 192:
+            raise KeyboardInterrupt
+        return encode(vae, batch)
+
+    arguments = {"folder": tmp_path, "scaling_factor": 0.5, "mirror": False, "batch_size": 64, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        write_latents(digits, encoder, shard=128, **arguments)
+    assert [path.name for path in sorted(tmp_path.glob("moments-*"))] == ["moments-00000.npy"]
+    write_latents(digits, encoder, shard=128, **arguments)
+    assert sum(encoded) == 192 + 300 - 128
+    got, index = Latents(tmp_path), np.array([0, 127, 128, 255, 256, 299, 5])
+    assert len(list(tmp_path.glob("moments-*"))) == 3
+    views = np.zeros(7, dtype=int)
+    np.testing.assert_allclose(got.moments(index, views), latents.moments(index, views), rtol=2e-3, atol=1e-3)
 
 
 def test_no_sample_is_seen_twice_in_an_epoch(latents):
@@ -98,15 +121,31 @@ def test_processes_share_each_batch_and_any_step_can_be_asked_for(latents):
     shares = [TrainingBatches(latents, 64, seed=0, rank=rank, processes=4) for rank in range(4)]
     later = TrainingBatches(latents, 64, seed=0)
     for step in (0, 4, 9):
-        moments, labels = whole[step]
         parts = [share[step] for share in shares]
-        assert torch.equal(torch.cat([part[0] for part in parts]), moments)
-        assert torch.equal(torch.cat([part[1] for part in parts]), labels)
-    assert torch.equal(later[9][0], whole[9][0])
+        assert torch.equal(torch.cat([part.moments for part in parts]), whole[step].moments)
+        assert torch.equal(torch.cat([part.labels for part in parts]), whole[step].labels)
+    assert torch.equal(later[9].moments, whole[9].moments)
 
 
 def test_both_mirror_images_are_drawn(latents):
-    moments, _ = TrainingBatches(latents, 300, seed=0)[0]
+    batch = TrainingBatches(latents, 300, seed=0)[0]
     index = TrainingBatches(latents, 300, seed=0).indices(0)
-    upright = (moments.numpy() == latents.moments[index, 0]).all((1, 2, 3)).mean()
+    upright = (batch.moments.numpy() == latents.moments(index, np.zeros(300, int))).all((1, 2, 3)).mean()
     assert 0.4 < upright < 0.6
+    assert batch.images is None
+
+
+def test_images_come_with_their_latents_mirrored_where_those_are(latents, digits):
+    index = TrainingBatches(latents, 100, seed=0).indices(2)
+    batch = TrainingBatches(latents, 100, seed=0, images=digits)[2]
+    for row, i in enumerate(index):
+        mirrored = not (batch.moments[row].numpy() == latents.moments(np.array([i]), np.array([0]))[0]).all()
+        pixels = digits[i : i + 1][0]
+        assert np.array_equal(batch.images[row].numpy(), pixels[:, ::-1] if mirrored else pixels)
+
+
+def test_folders_travel_to_worker_processes_as_their_place(latents, digits):
+    assert len(pickle.dumps(latents)) < 500
+    assert len(pickle.dumps(digits)) < 500
+    index = np.array([3, 250])
+    assert np.array_equal(pickle.loads(pickle.dumps(digits))[index], digits[index])

@@ -3,6 +3,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -98,9 +99,8 @@ def test_micro_batches_add_up_to_the_whole(accelerator, latents):
 
 def test_two_processes_equal_one(accelerator, latents, tmp_path):
     one = train(accelerator, latents, 20)
-    folder = Path(latents.moments.filename).parent
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__, folder, tmp_path],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__, latents.folder, tmp_path],
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
         check=True,
     )
@@ -118,9 +118,9 @@ def test_batch_that_does_not_divide_is_refused(accelerator, latents):
 def test_ema_is_the_closed_form(accelerator, latents):
     trainer, batches = make_trainer(accelerator, latents, replace(RECIPE, ema=0.5))
     start = trainer.plain_generator.mapping[0].weight.detach().clone()
-    trainer.step(*batches[0])
+    trainer.step(batches[0])
     first = trainer.plain_generator.mapping[0].weight.detach().clone()
-    trainer.step(*batches[1])
+    trainer.step(batches[1])
     second = trainer.plain_generator.mapping[0].weight.detach()
     torch.testing.assert_close(trainer.ema.mapping[0].weight, start / 4 + first / 4 + second / 2)
 
@@ -128,10 +128,11 @@ def test_ema_is_the_closed_form(accelerator, latents):
 def test_class_means_start_with_the_first_batch(accelerator, latents):
     trainer, batches = make_trainer(accelerator, latents)
     generator = trainer.plain_generator
-    moments, labels = batches[0]
+    batch = batches[0]
+    labels = batch.labels
     with torch.no_grad():
         styles = generator.style(trainer.draw(0).z, labels)
-    trainer.step(moments, labels)
+    trainer.step(batch)
     for label in labels.unique():
         torch.testing.assert_close(generator.class_means[label], styles[labels == label].mean(0) * 0.005)
     assert torch.equal(trainer.ema.class_means, generator.class_means)
@@ -151,7 +152,7 @@ def test_networks_learn_to_fool_and_to_tell(accelerator, latents):
     trainer, batches = make_trainer(accelerator, latents, replace(RECIPE, learning_rate_g=5e-3, learning_rate_d=5e-3))
     history = fit(trainer, batches, Plan(150, eval_every=1000, save_every=1000, log_every=10))
     assert max(row["gap"] for row in history) > 0.3
-    moments = torch.from_numpy(latents.moments[:, 0].astype("float32")) * latents.scaling_factor
+    moments = torch.from_numpy(latents.moments(np.arange(300), np.zeros(300, int))).float() * latents.scaling_factor
     real = moments[:, :4].mean((0, 2, 3))
     with torch.no_grad():
         fake = trainer.ema(torch.randn(200, 64), torch.arange(200) % 10).mean((0, 2, 3))
