@@ -24,6 +24,7 @@ LATENTS = Path("data/latents")
 RUNS = Path("runs")  # RUN/pipeline
 RESULTS = Path("results")  # RUN/live, RUN/run.json, RUN/metrics.json, RUN/samples.png
 REPORTS = Path("reports")
+LAUNCHED = "GAT_LAUNCHED"  # set for the processes of a stage that started itself again
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 CHECKPOINTS = Path(os.environ.get("GAT_CHECKPOINTS", "checkpoints"))  # of unfinished runs; not an out of DVC's
 
@@ -39,6 +40,7 @@ def run_stage(stage: Callable[[Params], None], distributed: bool = False) -> Non
         launcher = os.environ.get("GAT_LAUNCH")
         if distributed and not _launched() and (launcher or _many_devices()):
             module = sys.modules["__main__"].__spec__
+            os.environ[LAUNCHED] = "1"
             command = [
                 *shlex.split(launcher or "accelerate launch"),
                 "-m",
@@ -52,7 +54,7 @@ def run_stage(stage: Callable[[Params], None], distributed: bool = False) -> Non
 
 
 def _launched() -> bool:
-    return "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    return "LOCAL_RANK" in os.environ or LAUNCHED in os.environ
 
 
 def _many_devices() -> bool:

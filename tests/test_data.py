@@ -1,9 +1,14 @@
 import json
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from gat.images import Images, center_crop, load_source, write_images
@@ -108,6 +113,27 @@ def test_interrupted_writing_goes_on_with_the_first_file_that_is_not_whole(digit
     np.testing.assert_allclose(got.moments(index, views), latents.moments(index, views), rtol=2e-3, atol=1e-3)
 
 
+def test_any_number_of_processes_writes_the_same_latents(digits, vae, tmp_path):
+    vae.save_pretrained(tmp_path / "vae")
+    encoder = lambda batch: encode(vae, batch)  # noqa: E731
+    write_latents(digits, encoder, tmp_path / "one", 0.5, True, 50, shard=50, progress=False)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__),
+            *(digits.folder, tmp_path / "vae", tmp_path / "two"),
+        ],
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        check=True,
+    )
+    one, two = Latents(tmp_path / "one"), Latents(tmp_path / "two")
+    index = np.arange(300)
+    assert len(list((tmp_path / "two").glob("moments-*"))) == 6
+    for view in (0, 1):
+        got, want = (latents.moments(index, np.full(300, view)) for latents in (two, one))
+        np.testing.assert_allclose(got, want, rtol=2e-3, atol=1e-3)
+    assert np.array_equal(one.labels, two.labels)
+
+
 def test_no_sample_is_seen_twice_in_an_epoch(latents):
     batches = TrainingBatches(latents, 64, seed=0)
     seen = np.concatenate([batches.indices(step) for step in range(75)])  # 16 epochs of 300
@@ -149,3 +175,17 @@ def test_folders_travel_to_worker_processes_as_their_place(latents, digits):
     assert len(pickle.dumps(digits)) < 500
     index = np.array([3, 250])
     assert np.array_equal(pickle.loads(pickle.dumps(digits))[index], digits[index])
+
+
+if __name__ == "__main__":  # one of two processes
+    loaded = AutoencoderKL.from_pretrained(sys.argv[2])
+    write_latents(
+        Images(sys.argv[1]),
+        lambda batch: encode(loaded, batch),
+        Path(sys.argv[3]),
+        0.5,
+        True,
+        50,
+        shard=50,
+        progress=False,
+    )

@@ -1,13 +1,17 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from cleanfid import fid as cleanfid
+from conftest import ROOT
 from PIL import Image
 
 from gat.extractor import Extractor, save_extractor, train_classifier
-from gat.metrics import Reference, fid, kid, precision_recall
+from gat.metrics import Reference, fid, kid, precision_recall, read_reference
 from gat.networks import Generator
 from gat.pipeline import GATPipeline
 from gat.sampling import Sampler, image_grid, sample_features, sample_inputs, save_npz
@@ -142,3 +146,76 @@ def test_grid_puts_images_in_rows(rng):
     grid = image_grid(images, columns=3)
     assert grid.shape == (4, 6, 3)
     assert np.array_equal(grid[2:4, 2:4], images[4])
+
+
+def test_adms_reference_is_read_as_it_is(rng, tmp_path):
+    """mu and sigma are the file's own, whatever they are; its images serve KID, precision and recall."""
+    mu, sigma = rng.normal(size=5), np.cov(rng.normal(size=(30, 5)), rowvar=False)
+    pixels = rng.integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
+    spatial = {"mu_s": mu, "sigma_s": sigma}
+    np.savez(tmp_path / "VIRTUAL.npz", pixels, mu=mu, sigma=sigma, **spatial)
+    reference, images = read_reference(tmp_path / "VIRTUAL.npz")
+    assert np.array_equal(images, pixels)
+    features = rng.normal(size=(7, 5))
+    reference.with_features(features, keep=4).save(tmp_path / "kept.npz")
+    kept = Reference.load(tmp_path / "kept.npz")
+    assert np.array_equal(kept.mu, mu)
+    assert np.array_equal(kept.sigma, sigma)
+    assert np.array_equal(kept.features, features[:4])
+    np.savez(tmp_path / "bare.npz", mu=mu, sigma=sigma)
+    assert read_reference(tmp_path / "bare.npz")[1] is None
+    np.savez(tmp_path / "wrong.npz", mu=mu)
+    with pytest.raises(ValueError, match=r"metrics\.reference: .*wrong\.npz has no sigma"):
+        read_reference(tmp_path / "wrong.npz")
+
+
+def test_samples_can_be_saved_as_adm_does(generator, vae, tmp_path):
+    sampler = Sampler(generator, vae, 0)
+    save_npz(sampler, tmp_path / "out" / "model.npz", 21, 10)
+    with np.load(tmp_path / "out/model.npz") as file:
+        assert file.files == ["arr_0"]
+        samples = file["arr_0"]
+    assert samples.shape == (21, 32, 32, 3)
+    assert samples.dtype == np.uint8
+    assert np.array_equal(samples[10:20], sampler(10, 20))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.npz"]
+
+
+def test_picture_of_samples_has_a_row_a_class(generator, vae):
+    sampler = Sampler(generator, vae, 0)
+    picture = sampler.of_classes(classes=3, each=2)
+    assert picture.shape == (3 * 32, 2 * 32, 3)
+    for label, place in ((0, 0), (2, 10)):  # sample i is of class i mod 10
+        tile = picture[label * 32 : label * 32 + 32, 32 * (place // 10) : 32 * (place // 10) + 32]
+        index = label + 10 * (place // 10)
+        assert np.abs(tile.astype(int) - sampler(index, index + 1)[0]).max() <= 1
+
+
+def test_small_batches_of_the_vae_make_the_same_images(generator, vae):
+    whole, parts = Sampler(generator, vae, 0, vae_batch=64), Sampler(generator, vae, 0, vae_batch=5)
+    assert np.abs(whole(0, 24).astype(int) - parts(0, 24)).max() <= 1
+
+
+def test_two_processes_make_the_features_of_one(generator, vae, extractor, digits, tmp_path):
+    """In order, and complete, though their shares are not equal."""
+    GATPipeline(generator, vae).save_pretrained(tmp_path / "pipeline")
+    save_extractor(tmp_path / "extractor", "classifier", "clean", extractor.model, 0.5)
+    want = sample_features(Sampler(generator, vae, 0), extractor, 130, 20, progress=False)
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__, tmp_path],
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        check=True,
+    )
+    np.testing.assert_allclose(np.load(tmp_path / "features.npy"), want, rtol=1e-3, atol=1e-3)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert np.abs(file["arr_0"].astype(int) - Sampler(generator, vae, 0)(0, 130)).max() <= 1
+
+
+if __name__ == "__main__":  # one of two processes
+    folder = Path(sys.argv[1])
+    loaded = GATPipeline.from_pretrained(folder / "pipeline")
+    one = Sampler(loaded.generator, loaded.vae, 0)
+    got = sample_features(one, Extractor(folder / "extractor"), 130, 20, progress=False)
+    save_npz(one, folder / "samples.npz", 130, 20)
+    if PartialState().is_main_process:
+        np.save(folder / "features.npy", got)

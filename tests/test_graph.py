@@ -1,90 +1,28 @@
 """The graph itself, in a copy of the project, on a profile small enough for minutes: what a user types."""
 
 import io
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
+from project import Project, ran
 
 from gat.study import TRAINING_CODE
 
 TRAIN, EVALUATE = "train@model", "evaluate@model"
 
 
-class Project:
-    """A copy of the project in which commands are typed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        venv = Path(sys.executable).parent
-        self.env = {
-            **os.environ,
-            "PATH": f"{venv}:{os.environ['PATH']}",
-            "GIT_AUTHOR_NAME": "t",
-            "GIT_AUTHOR_EMAIL": "t",
-        }
-        self.env |= {"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t", "COLUMNS": "120"}
-        self.env.pop("GAT_CHECKPOINTS", None)
-
-    def type(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
-        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True)
-        assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done
-
-    def would_run(self) -> list[str]:
-        """The stages that DVC finds changed, with all that follows from them."""
-        changed = json.loads(self.type("dvc", "status", "--json").stdout)
-        return sorted(changed)
-
-    def set(self, key: str, value: object) -> None:
-        """Change one value of params.yaml."""
-        path = self.folder / "params.yaml"
-        params = yaml.safe_load(path.read_text())
-        place = params
-        *parents, last = key.split(".")
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
-        path.write_text(yaml.safe_dump(params, sort_keys=False))
-
-    def commit(self) -> None:
-        self.type("git", "add", "--all")
-        self.type("git", "commit", "--quiet", "--message", "state")
-
-
-def ran(output: str) -> list[str]:
-    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Project:
     """The project after `dvc repro` on the smoke profile, committed."""
-    folder = tmp_path_factory.mktemp("clone") / "project"
-    files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    ).stdout.split("\0")
-    for name in filter(None, files):
-        if (ROOT / name).is_file() and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    shutil.copy(folder / "profiles/smoke.yaml", folder / "params.yaml")
-    shutil.rmtree(folder / "reports", ignore_errors=True)
-    project = Project(folder)
-    project.type("git", "init", "--quiet", "--initial-branch", "main")
-    project.commit()
+    project = Project.copy(tmp_path_factory.mktemp("clone") / "project", "smoke.yaml")
     output = project.type("dvc", "repro").stdout
     runs = ("model", "S-2", "B-2", "B-4")
     stages = ["images", "extractor", "reference", "vae", "latents", "report"]

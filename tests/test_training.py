@@ -97,7 +97,7 @@ def test_micro_batches_add_up_to_the_whole(accelerator, latents):
     assert relative_error(parts.plain_discriminator.state_dict(), whole.plain_discriminator.state_dict()) < 1e-5
 
 
-def test_two_processes_equal_one(accelerator, latents, tmp_path):
+def test_two_processes_equal_one_and_their_checkpoints_serve_it(accelerator, latents, tmp_path, capfd):
     one = train(accelerator, latents, 20)
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__, latents.folder, tmp_path],
@@ -108,6 +108,13 @@ def test_two_processes_equal_one(accelerator, latents, tmp_path):
     for part in ("generator.", "discriminator.", "ema."):
         got, want = ({k: t for k, t in s.items() if k.startswith(part)} for s in (two, one.state()))
         assert relative_error(got, want) < 1e-5, part
+
+    # What two processes saved half-way, one process finishes.
+    (tmp_path / "step-00000020.safetensors").unlink()
+    resumed, batches = make_trainer(accelerator, latents)
+    fit(resumed, batches, Plan(20, eval_every=100, save_every=100, checkpoints=tmp_path))
+    assert "resuming at step 10" in capfd.readouterr().out
+    assert relative_error(resumed.plain_generator.state_dict(), one.plain_generator.state_dict()) < 1e-5
 
 
 def test_batch_that_does_not_divide_is_refused(accelerator, latents):
@@ -167,7 +174,8 @@ if __name__ == "__main__":  # one of two processes
     torch.set_num_threads(1)
     distributed = Accelerator(cpu=True)
     assert distributed.num_processes == 2
-    trainer = train(distributed, Latents(sys.argv[1]), 20)
+    trainer, batches = make_trainer(distributed, Latents(sys.argv[1]))
+    fit(trainer, batches, Plan(20, eval_every=100, save_every=10, checkpoints=Path(sys.argv[2])))
     if distributed.is_main_process:
         tensors = {name: tensor.contiguous() for name, tensor in trainer.state().items()}
         save_file(tensors, Path(sys.argv[2]) / "two.safetensors")

@@ -1,0 +1,67 @@
+"""Samples to features in memory, against writing PNGs and calling clean-fid on the folder.
+
+python benchmarks/evaluate.py PIPELINE EXTRACTOR [--samples N] [--batch N]
+(after dvc repro: runs/XL-2/pipeline data/extractor)
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from cleanfid import fid as cleanfid
+from PIL import Image
+
+from gat.extractor import Extractor
+from gat.metrics import Reference, fid
+from gat.pipeline import GATPipeline
+from gat.sampling import Sampler, sample_features
+from gat.vae import load_vae
+from stages import make_accelerator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pipeline", type=Path)
+    parser.add_argument("extractor", type=Path)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=200)
+    arguments = parser.parse_args()
+    device = make_accelerator().device
+    pipeline, extractor = GATPipeline.from_pretrained(arguments.pipeline), Extractor(arguments.extractor, device)
+    generator, vae = pipeline.generator.to(device), load_vae(arguments.pipeline / "vae", device)
+    sampler = Sampler(generator, vae, seed=0)
+    sampler(0, arguments.batch)  # warm
+    reference = Reference.of(extractor(Sampler(generator, vae, seed=1)(0, 500)))
+
+    begin = time.perf_counter()
+    features = sample_features(sampler, extractor, arguments.samples, arguments.batch, progress=False)
+    ours = time.perf_counter() - begin
+
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        for start in range(0, arguments.samples, arguments.batch):
+            images = sampler(start, min(start + arguments.batch, arguments.samples))
+            for i, image in enumerate(images, start):
+                Image.fromarray(image).save(Path(folder) / f"{i:06d}.png")
+        theirs_features = cleanfid.get_folder_features(
+            folder,
+            extractor.model,
+            num_workers=2,
+            batch_size=arguments.batch,
+            device=torch.device(device),
+            mode=extractor.mode,
+            custom_fn_resize=extractor.resize,
+            verbose=False,
+        )
+        theirs = time.perf_counter() - begin
+    first, second = fid(features, reference), fid(theirs_features, reference)
+    print("| path | images/s | FID to a fixed reference |\n| --- | --- | --- |")
+    print(f"| in memory | {arguments.samples / ours:,.0f} | {first:.6f} |")
+    print(f"| PNG folder | {arguments.samples / theirs:,.0f} | {second:.6f} |")
+    print(f"\nin memory {theirs / ours:.2f} times as fast; of it {sampler.images_per_second:,.0f} images/s sampling")
+
+
+if __name__ == "__main__":
+    main()

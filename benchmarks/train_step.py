@@ -1,0 +1,109 @@
+"""Images per second of a training step, and the share of the machine's own matrix product that it reaches.
+
+python benchmarks/train_step.py [--config mini S/2 …] [--batch N] [--precision fp32 bf16] [--compile] [--steps N]
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from accelerate import Accelerator
+
+from gat.augment import Strength
+from gat.cost import discriminator_cost, generator_cost, training_gflops
+from gat.latents import Batch
+from gat.losses import Objective
+from gat.networks import SIZES, Discriminator, Generator
+from gat.noise import level_times
+from gat.training import Recipe, Trainer
+from stages import make_accelerator
+
+MINI = {"width": 64, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8}
+
+
+def network(name: str) -> dict:
+    """`mini`, or a size of the paper's and a patch, such as XL/2."""
+    if name == "mini":
+        return MINI
+    size, patch = name.split("/")
+    return {**SIZES[size]._asdict(), "patch": int(patch), "latent_size": 32}
+
+
+def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
+    """What a large matrix product reaches: 1e9 operations a second."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        a @ b
+        synchronize(device)
+        seconds.append(time.perf_counter() - begin)
+    return 2 * size**3 / min(seconds) / 1e9
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(name: str, batch: int, precision: str, compile: bool, steps: int, device: torch.device) -> dict:
+    config = network(name)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+    torch.manual_seed(0)
+    generator, discriminator = Generator(**config), Discriminator(**config)
+    if compile:
+        generator.compile()
+        discriminator.compile()
+    objective = Objective(tuple(level_times(4)), Strength(), 0.1)
+    recipe = Recipe(objective, batch, learning_rate_g=1e-4, learning_rate_d=1e-4)
+    trainer = Trainer(accelerator, generator, discriminator, recipe, scaling_factor=1.0)
+    side = config["latent_size"]
+    data = Batch(torch.rand(batch, 8, side, side, device=device), torch.arange(batch, device=device) % 1000)
+    seconds, peaks = [], []
+    for step in range(steps + 2):
+        begin = time.perf_counter()
+        trainer.step(data)
+        synchronize(device)
+        if step > 1:
+            seconds.append(time.perf_counter() - begin)
+            if step % max(1, steps // 5) == 0:
+                peaks.append(matmul_gflops(device, torch.bfloat16 if precision == "bf16" else torch.float32))
+    second, peak = statistics.median(seconds), max(peaks)
+    work = 2 * training_gflops(generator_cost(**config), discriminator_cost(**config), batch, 1, True)
+    return {
+        "size": name,
+        "batch": batch,
+        "precision": precision,
+        "compile": compile,
+        "s/step": f"{second:.3f}",
+        "fastest": f"{min(seconds):.3f}",
+        "images/s": f"{batch / second:.1f}",
+        "matmul GFLOP/s": f"{peak:.0f}",
+        "share of it": f"{work / second / peak:.2f}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", nargs="+", default=["mini", "S/2"])
+    parser.add_argument("--batch", type=int, help="default: 64 for mini, 4 on a CPU or 64 on a GPU for the others")
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--steps", type=int, default=5)
+    arguments = parser.parse_args()
+    device = make_accelerator().device
+    header = None
+    for name in arguments.config:
+        for precision in arguments.precision:
+            batch = arguments.batch or (64 if name == "mini" or device.type == "cuda" else 4)
+            row = measure(name, batch, precision, arguments.compile, arguments.steps, device)
+            if header is None:
+                header = " | ".join(row)
+                print(f"| {header} |\n|{' --- |' * len(row)}")
+            print(f"| {' | '.join(map(str, row.values()))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

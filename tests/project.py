@@ -1,0 +1,83 @@
+"""A copy of the project in which commands are typed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from conftest import ROOT
+
+
+class Project:
+    """A copy of the project in which commands are typed."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        venv = Path(sys.executable).parent
+        self.env = {
+            **os.environ,
+            "PATH": f"{venv}:{os.environ['PATH']}",
+            "GIT_AUTHOR_NAME": "t",
+            "GIT_AUTHOR_EMAIL": "t",
+        }
+        self.env |= {"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t", "COLUMNS": "120"}
+        for name in ("GAT_CHECKPOINTS", "GAT_LAUNCH"):
+            self.env.pop(name, None)
+        self.env |= environment
+
+    @classmethod
+    def copy(cls, folder: Path, profile: str, **environment: str) -> "Project":
+        """What git would commit of the project, without results, on a profile, committed."""
+        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+        for name in filter(None, files):
+            if (ROOT / name).is_file() and name != "dvc.lock":
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        shutil.copy(folder / "profiles" / profile, folder / "params.yaml")
+        shutil.rmtree(folder / "reports", ignore_errors=True)
+        project = cls(folder, **environment)
+        project.type("git", "init", "--quiet", "--initial-branch", "main")
+        project.commit()
+        return project
+
+    def type(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
+        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def would_run(self) -> list[str]:
+        """The stages that DVC finds changed, with all that follows from them."""
+        changed = json.loads(self.type("dvc", "status", "--json").stdout)
+        return sorted(changed)
+
+    def params(self) -> dict:
+        """The content of params.yaml."""
+        return yaml.safe_load((self.folder / "params.yaml").read_text())
+
+    def set(self, key: str, value: object) -> None:
+        """Change one value of params.yaml."""
+        params = place = self.params()
+        *parents, last = key.split(".")
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def replace(self, **sections: dict) -> None:
+        """Change keys of sections of params.yaml; `runs` as a whole."""
+        params = self.params()
+        for name, values in sections.items():
+            params[name] = values if name == "runs" else params[name] | values
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def commit(self) -> None:
+        self.type("git", "add", "--all")
+        self.type("git", "commit", "--quiet", "--message", "state")
+
+
+def ran(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]

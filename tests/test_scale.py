@@ -1,0 +1,118 @@
+"""The paper's scale in small: profiles/imagenet256.yaml with real formats, odd files, REPA and two processes."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+from diffusers import AutoencoderKL
+from project import Project, ran
+from sklearn.datasets import load_sample_images
+from transformers import Dinov2Config, Dinov2Model
+
+from gat.images import Images
+from gat.latents import Latents
+from gat.pipeline import GATPipeline
+
+PROFILES = sorted(path.name for path in (ROOT / "profiles").glob("*.yaml"))
+
+
+def photographs(folder: Path, classes: int, each: int) -> None:
+    """Crops of two photographs, as JPEGs of several kinds and sizes, one of them broken."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    for label in range(classes):
+        (folder / f"class-{label}").mkdir(parents=True)
+        for i in range(each):
+            side = int(rng.integers(200, 400))
+            left, top = rng.integers(0, 640 - side), rng.integers(0, 427 - side) if side < 427 else 0
+            image = photos[label % 2].crop((left, top, left + side, top + side - i % 3))
+            mode = ("RGB", "RGB", "L", "CMYK")[i % 4]
+            image.convert(mode).save(folder / f"class-{label}/{i:03d}.jpg", quality=90)
+    (folder / "class-1/999.jpg").write_bytes((folder / "class-1/000.jpg").read_bytes()[:3000])
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """Stable Diffusion's VAE and DINOv2 with small random weights, in their own formats."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=2,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=256,
+        scaling_factor=0.18215,
+    )
+    vae.save_pretrained(folder / "vae")
+    config = Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=224, patch_size=14
+    )
+    Dinov2Model(config).save_pretrained(folder / "teacher")
+    return folder
+
+
+def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
+    photographs(tmp_path / "photographs", classes=4, each=60)
+    torchrun = f"{Path(sys.executable).parent / 'torchrun'} --nproc_per_node 2"
+    project = Project.copy(tmp_path / "project", "imagenet256.yaml", GAT_LAUNCH=torchrun, HF_HUB_OFFLINE="1")
+    project.replace(
+        data={"source": str(tmp_path / "photographs"), "on_error": "skip"},
+        vae={"pretrained": str(models / "vae")},
+        repa={"teacher": str(models / "teacher"), "projector_dim": 64},
+        metrics={
+            "extractor": "classifier",
+            "classifier": {"steps": 5, "batch_size": 16, "learning_rate": 1e-3, "seed": 0},
+        },
+        model={"patch": 8},
+        loss={"class_map_dim": 64},
+        train={"steps": 4, "batch_size": 8, "eval_every": 4, "eval_samples": 100},
+        evaluate={"samples": 100, "batch_size": 50, "save_samples": str(tmp_path / "samples")},
+        compute={"compile": False, "workers": 1, "vae_batch": 16},
+        runs={"model": "model"},
+    )
+    done = project.type("dvc", "repro")
+    stages = ["images", "extractor", "reference", "vae", "latents", "train@model", "evaluate@model", "report"]
+    assert sorted(ran(done.stdout)) == sorted(stages)
+    assert "class-1/999.jpg" in done.stdout
+    images, latents = Images(project.folder / "data/images"), Latents(project.folder / "data/latents")
+    assert (len(images), images.size, len(latents), latents.views) == (240, 256, 240, 2)
+    assert (latents.size, latents.scaling_factor) == (32, 0.18215)
+    run = json.loads((project.folder / "results/model/run.json").read_text())
+    assert (run["width"], run["patch"], run["teacher"]) == (384, 8, str(models / "teacher"))
+    curve = pd.read_csv(project.folder / "results/model/live/plots/metrics/repa.tsv", sep="\t")
+    assert curve.repa.between(0, 4).all()
+    with np.load(tmp_path / "samples/model.npz") as file:
+        assert file["arr_0"].shape == (100, 256, 256, 3)
+    evaluation = json.loads((project.folder / "results/model/evaluation.json").read_text())
+    assert (evaluation["extractor"], evaluation["mode"]) == ("classifier", "clean")
+
+    # A trained folder takes the place of training.
+    folder = tmp_path / "pretrained"
+    GATPipeline.from_pretrained(project.folder / "runs/model/pipeline").save_pretrained(folder)
+    fid = json.loads((project.folder / "results/model/metrics.json").read_text())["fid"]
+    project.replace(model={"pretrained": str(folder)}, evaluate={"save_samples": None})
+    done = project.type("dvc", "repro")
+    assert ran(done.stdout) == ["train@model", "evaluate@model", "report"]
+    again = json.loads((project.folder / "results/model/metrics.json").read_text())
+    assert again["fid"] == pytest.approx(fid, rel=1e-4)
+    assert not list((project.folder / "results/model/live").iterdir())
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_each_profiles_graph_is_listed_without_a_network(profile, tmp_path):
+    project = Project.copy(tmp_path / "project", profile, HF_HUB_OFFLINE="1", HTTPS_PROXY="http://127.0.0.1:9")
+    done = project.type("dvc", "repro", "--dry")
+    runs = project.params()["runs"]
+    stages = ["images", "extractor", "reference", "vae", "latents", "report"]
+    stages += [f"{stage}@{run}" for stage in ("train", "evaluate") for run in runs]
+    assert sorted(ran(done.stdout)) == sorted(stages)
