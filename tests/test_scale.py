@@ -111,7 +111,7 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_each_profiles_graph_is_listed_without_a_network(profile, tmp_path):
     project = Project.copy(tmp_path / "project", profile, HF_HUB_OFFLINE="1", HTTPS_PROXY="http://127.0.0.1:9")
-    done = project.type("dvc", "repro", "--dry")
+    done = project.type("dvc", "repro", "--dry", "--force")
     runs = project.params()["runs"]
     stages = ["images", "extractor", "reference", "vae", "latents", "report"]
     stages += [f"{stage}@{run}" for stage in ("train", "evaluate") for run in runs]
