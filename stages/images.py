@@ -6,22 +6,20 @@ An interrupted run goes on from the last file that it finished.
 """
 
 from gat.config import Params
-from stages import IMAGES, publish, run_stage, workplace
+from stages import IMAGES, make_accelerator, publish, run_stage, workplace
 
 
 def main(params: Params) -> None:
     """Run the stage."""
     data = params.data
-    from accelerate import PartialState
-
     from gat.images import load_source, write_images
 
-    state = PartialState()
-    with state.main_process_first():  # one process fetches, the others find it
+    accelerator = make_accelerator()
+    with accelerator.main_process_first():  # one process fetches, the others find it
         source = load_source(data.source, data.split, data.image_column, data.label_column)
     folder = workplace("images", data.model_dump(), source._fingerprint)
     skipped = write_images(source, folder, data.resolution, data.encoding, data.on_error)
-    if state.is_main_process:
+    if accelerator.is_main_process:
         for line in skipped[:20]:
             print(f"skipped {line}")
         if skipped:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from conftest import ROOT
 from diffusers import AutoencoderKL
 from PIL import Image
@@ -178,6 +179,7 @@ def test_folders_travel_to_worker_processes_as_their_place(latents, digits):
 
 
 if __name__ == "__main__":  # one of two processes
+    assert PartialState(cpu=True).num_processes == 2
     loaded = AutoencoderKL.from_pretrained(sys.argv[2])
     write_latents(
         Images(sys.argv[1]),

@@ -212,6 +212,7 @@ def test_two_processes_make_the_features_of_one(generator, vae, extractor, digit
 
 
 if __name__ == "__main__":  # one of two processes
+    assert PartialState(cpu=True).num_processes == 2
     folder = Path(sys.argv[1])
     loaded = GATPipeline.from_pretrained(folder / "pipeline")
     one = Sampler(loaded.generator, loaded.vae, 0)
