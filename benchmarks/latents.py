@@ -36,10 +36,13 @@ def main() -> None:
     photo = load_sample_images().images[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "in/a").mkdir(parents=True)
+        for label in "ab":
+            (folder / "in" / label).mkdir(parents=True)
         for i in range(arguments.images):
             top, left = rng.integers(0, 427 - 300), rng.integers(0, 640 - 300)
-            Image.fromarray(photo[top : top + 300, left : left + 300]).save(folder / f"in/a/{i:05d}.jpg", quality=95)
+            Image.fromarray(photo[top : top + 300, left : left + 300]).save(
+                folder / f"in/{'ab'[i % 2]}/{i:05d}.jpg", quality=95
+            )
         begin = time.perf_counter()
         write_images(load_source(str(folder / "in")), folder / "images", arguments.size, progress=False)
         cutting = time.perf_counter() - begin

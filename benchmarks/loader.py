@@ -3,7 +3,7 @@
 python benchmarks/loader.py [--folder DIR]
 
 Throughput on real files, warm (again) and cold (after the page cache was told to forget them); start-up time and
-resident memory of a fresh process at 10⁴, 10⁵ and 10⁶ samples, sparse files standing in for the larger ones.
+memory of a fresh process (its own; mapped files come and go) at 10⁴, 10⁵ and 10⁶ samples, in sparse files.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def throughput(folder: Path) -> None:
 STARTUP = """
 import resource, sys, time
 from gat.latents import Latents, TrainingBatches
-def resident(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) / 1024
+def resident(): return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) / 1024
 before, begin = resident(), time.perf_counter()
 batches = TrainingBatches(Latents(sys.argv[1]), 64, seed=0)
 batches[0]
@@ -89,7 +89,7 @@ print(f"{ready * 1000:.0f} {before:.0f} {resident() - before:.0f}")
 
 
 def start_up(folder: Path) -> None:
-    print("\n| samples | first batch, ms | process without it, MiB | added after 100 batches, MiB |")
+    print("\n| samples | first batch, ms | memory of the process before, MiB | added after 100 batches, MiB |")
     print("| --- | --- | --- | --- |")
     for count in (10**4, 10**5, 10**6):
         write_folder(folder / str(count), count, sparse=True)
