@@ -10,6 +10,8 @@ from pathlib import Path
 import yaml
 from conftest import ROOT
 
+SOURCES = (".dvc/config", ".dvc/.gitignore", ".gitignore", "dvc.yaml", "gat", "stages", "profiles")
+
 
 class Project:
     """A copy of the project in which commands are typed."""
@@ -30,15 +32,14 @@ class Project:
 
     @classmethod
     def copy(cls, folder: Path, profile: str, **environment: str) -> "Project":
-        """What git would commit of the project, without results, on a profile, committed."""
-        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-        files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-        for name in filter(None, files):
-            if (ROOT / name).is_file() and name != "dvc.lock":
+        """The project's sources, without results, on a profile, committed."""
+        for name in SOURCES:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
         shutil.copy(folder / "profiles" / profile, folder / "params.yaml")
-        shutil.rmtree(folder / "reports", ignore_errors=True)
         project = cls(folder, **environment)
         project.type("git", "init", "--quiet", "--initial-branch", "main")
         project.commit()
