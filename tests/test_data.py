@@ -1,5 +1,7 @@
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +86,16 @@ def test_latents_are_the_posteriors_of_images_and_mirror_images(digits, vae, lat
     both = latents.moments(np.array([7, 7]), np.array([0, 1]))
     assert both.dtype == np.float16
     torch.testing.assert_close(torch.tensor(both).float(), torch.cat([want, mirrored]), rtol=2e-3, atol=1e-3)
+
+
+def test_cut_file_of_latents_is_named(latents, tmp_path):
+    shutil.copytree(latents.folder, tmp_path / "cut")
+    cut = Latents(tmp_path / "cut")
+    path = tmp_path / "cut/moments-00000.npy"
+    os.truncate(path, path.stat().st_size - 10)
+    assert len(cut.moments(np.array([0]), np.array([1]))) == 1
+    with pytest.raises(OSError, match=r"moments-00000.npy is shorter"):
+        cut.moments(np.array([0, len(cut) - 1]), np.array([0, 1]))
 
 
 def test_latents_are_not_mirrored_unless_asked(digits, vae, tmp_path):
