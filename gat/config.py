@@ -35,7 +35,7 @@ class Data(_Section):
     source: str
     split: str
     image_column: str
-    label_column: str
+    label_column: str | None
     resolution: Positive
     mirror: bool
     encoding: Literal["webp", "jpeg"]

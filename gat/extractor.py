@@ -59,7 +59,12 @@ def train_classifier(
 
     Returns:
         The classifier and its accuracy (0–1) on the held-out tenth.
+
+    Raises:
+        ValueError: there is but one class; the message names the params key.
     """
+    if len(images.classes) < 2:
+        raise ValueError("metrics.extractor: a classifier needs two classes or more; for one: inception")
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(images))

@@ -57,7 +57,9 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def load_source(source: str, split: str = "train", image_column: str = "image", label_column: str = "label") -> Any:
+def load_source(
+    source: str, split: str = "train", image_column: str = "image", label_column: str | None = "label"
+) -> Any:
     """Labelled images as a Hugging Face dataset whose column `image` is not decoded and whose `label` has names.
 
     Args:
@@ -65,7 +67,7 @@ def load_source(source: str, split: str = "train", image_column: str = "image", 
             with one subfolder a class, a folder or file of Parquet, or a hub id.
         split: of the dataset.
         image_column: name of the column of images.
-        label_column: name of the column of labels: classes, strings, or integers from 0.
+        label_column: name of the column of labels: classes, strings, or integers from 0; None: one class of all.
 
     Raises:
         ValueError: a column is missing, or the labels are not classes; the message names the params key.
@@ -78,9 +80,15 @@ def load_source(source: str, split: str = "train", image_column: str = "image", 
         data = datasets.load_dataset(Path(source).suffix[1:], data_files=source, split=split)
     else:
         data = datasets.load_dataset(str(Path(source).resolve()) if Path(source).is_dir() else source, split=split)
+    if label_column is None:
+        label_column = "only class"
+        data = data.add_column(label_column, ["all"] * len(data))
     for key, column in {"data.image_column": image_column, "data.label_column": label_column}.items():
         if column not in data.features:
-            raise ValueError(f"{key}: {column!r} is not a column of {source}; it has {', '.join(data.features)}")
+            raise ValueError(
+                f"{key}: {column!r} is not a column of {source}; it has {', '.join(data.features)}"
+                + (" (null: one class of all images)" if column == label_column else "")
+            )
     data = data.select_columns([image_column, label_column])
     data = data.rename_columns({k: v for k, v in {image_column: "image", label_column: "label"}.items() if k != v})
     return _with_class_names(data).cast_column("image", datasets.Image(decode=False))

@@ -15,6 +15,7 @@ from datasets import Image as ImageColumn
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from gat.extractor import train_classifier
 from gat.images import BrokenImageError, Images, center_crop, load_source, readable_names, to_rgb, write_images
 
 ORIENTATION = 0x0112  # EXIF tag; 6: the camera was held sideways
@@ -147,6 +148,20 @@ def test_labels_that_are_numbers_or_words_become_classes(labels, classes, number
     source = load_source(str(tmp_path / "a.parquet"))
     assert source.features["label"].names == classes
     assert source["label"] == numbers
+
+
+def test_images_without_labels_are_one_class(tmp_path, photo):
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        photo.rotate(90 * i).save(tmp_path / f"in/{i}.jpg")
+    with pytest.raises(ValueError, match=r"data.label_column: 'label' is not a column .* \(null: one class"):
+        load_source(str(tmp_path / "in"))
+    write_images(load_source(str(tmp_path / "in"), label_column=None), tmp_path / "out", 32, progress=False)
+    images = Images(tmp_path / "out")
+    assert images.classes == ["all"]
+    assert images.labels.tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"metrics.extractor: a classifier needs two classes"):
+        train_classifier(images, 1, 1, 1e-3, 0)
 
 
 def test_imagenets_folders_get_the_names_of_what_they_show():
