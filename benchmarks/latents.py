@@ -36,15 +36,13 @@ def main() -> None:
     photo = load_sample_images().images[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for label in "ab":
-            (folder / "in" / label).mkdir(parents=True)
+        (folder / "in").mkdir()
         for i in range(arguments.images):
             top, left = rng.integers(0, 427 - 300), rng.integers(0, 640 - 300)
-            Image.fromarray(photo[top : top + 300, left : left + 300]).save(
-                folder / f"in/{'ab'[i % 2]}/{i:05d}.jpg", quality=95
-            )
+            Image.fromarray(photo[top : top + 300, left : left + 300]).save(folder / f"in/{i:05d}.jpg", quality=95)
         begin = time.perf_counter()
-        write_images(load_source(str(folder / "in")), folder / "images", arguments.size, progress=False)
+        source = load_source(str(folder / "in"), label_column=None)
+        write_images(source, folder / "images", arguments.size, progress=False)
         cutting = time.perf_counter() - begin
         if arguments.vae is None:
             torch.manual_seed(0)
