@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import trange
 
+from gat.config import ParamsError
 from gat.images import Images
 
 FEATURES = 64
@@ -61,10 +62,10 @@ def train_classifier(
         The classifier and its accuracy (0–1) on the held-out tenth.
 
     Raises:
-        ValueError: there is but one class; the message names the params key.
+        ParamsError: there is but one class.
     """
     if len(images.classes) < 2:
-        raise ValueError("metrics.extractor: a classifier needs two classes or more; for one: inception")
+        raise ParamsError("metrics.extractor: a classifier needs two classes or more; for one: inception")
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(images))

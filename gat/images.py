@@ -20,6 +20,7 @@ import pyarrow as pa
 from accelerate import PartialState
 from PIL import Image, ImageOps
 
+from gat.config import ParamsError
 from gat.shards import SHARD, Advance, write_shards
 
 EMBEDDED = "mnist5k"
@@ -30,7 +31,7 @@ ENCODINGS: dict[str, dict[str, Any]] = {
 _CHUNK = 256  # images decoded at a time, and rows of a record batch
 
 
-class BrokenImageError(ValueError):
+class BrokenImageError(ParamsError):
     """An image of the source cannot be read; the message names it and the params key that says what to do."""
 
 
@@ -70,7 +71,7 @@ def load_source(
         label_column: name of the column of labels: classes, strings, or integers from 0; None: one class of all.
 
     Raises:
-        ValueError: a column is missing, or the labels are not classes; the message names the params key.
+        ParamsError: a column is missing, or the labels are not classes.
     """
     import datasets
 
@@ -85,7 +86,7 @@ def load_source(
         data = data.add_column(label_column, ["all"] * len(data))
     for key, column in {"data.image_column": image_column, "data.label_column": label_column}.items():
         if column not in data.features:
-            raise ValueError(
+            raise ParamsError(
                 f"{key}: {column!r} is not a column of {source}; it has {', '.join(data.features)}"
                 + (" (null: one class of all images)" if column == label_column else "")
             )
@@ -116,12 +117,12 @@ def _with_class_names(data: Any) -> Any:
         values = sorted(data.unique("label"), key=lambda value: (value is None, value))
         if isinstance(values[0], int):
             if values != list(range(len(values))):
-                raise ValueError(
+                raise ParamsError(
                     f"data.label_column: integers must be 0 to the number of classes − 1, not {values[:5]}"
                 )
             return data.cast_column("label", datasets.ClassLabel(names=[str(value) for value in values]))
         if not all(isinstance(value, str) for value in values):
-            raise ValueError(f"data.label_column: classes, strings or integers are needed, not {label}")
+            raise ParamsError(f"data.label_column: classes, strings or integers are needed, not {label}")
         data = data.class_encode_column("label")
         label = data.features["label"]
     return data.cast_column("label", datasets.ClassLabel(names=readable_names(label.names)))

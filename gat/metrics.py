@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from cleanfid.fid import frechet_distance, kernel_distance
 
+from gat.config import ParamsError
+
 NEIGHBOURS = 3  # of the manifold estimate behind precision and recall
 
 
@@ -50,11 +52,11 @@ def read_reference(path: str | Path) -> tuple[Reference, np.ndarray | None]:
     """An `.npz` with `mu` and `sigma`, such as ADM's, and the images uint8 (n, H, W, 3) that it may hold as `arr_0`.
 
     Raises:
-        ValueError: there is no `mu` or `sigma` in it; the message names the params key.
+        ParamsError: there is no `mu` or `sigma` in it.
     """
     with np.load(Path(path).expanduser(), allow_pickle=False) as file:
         if missing := {"mu", "sigma"} - set(file.files):
-            raise ValueError(f"metrics.reference: {path} has no {', '.join(sorted(missing))}, only {file.files}")
+            raise ParamsError(f"metrics.reference: {path} has no {', '.join(sorted(missing))}, only {file.files}")
         return Reference(file["mu"], file["sigma"]), file["arr_0"] if "arr_0" in file.files else None
 
 

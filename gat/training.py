@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from gat.augment import draw_augmentation
 from gat.checkpoints import load_checkpoint, save_checkpoint
+from gat.config import ParamsError
 from gat.latents import Batch, TrainingBatches
 from gat.losses import Features, Look, Objective, discriminator_loss, generator_loss
 from gat.networks import Z_DIM, Discriminator, Generator
@@ -69,7 +70,7 @@ class Trainer:
         teacher: whose features the discriminator learns to predict (REPA); None: no one's.
 
     Raises:
-        ValueError: the batch does not divide; the message names the params key.
+        ParamsError: the batch does not divide.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Trainer:
         self.share = recipe.batch_size // processes
         self.micro_batch = min(recipe.micro_batch or self.share, self.share)
         if recipe.batch_size % processes or self.share % self.micro_batch:
-            raise ValueError(
+            raise ParamsError(
                 f"train.batch_size: {recipe.batch_size} does not divide into {processes} processes "
                 f"of micro-batches of {self.micro_batch} (compute.micro_batch)"
             )

@@ -42,6 +42,16 @@ def write(tmp_path, params) -> str:
     return str(path)
 
 
+def run_stage(stage: str, run: str, tmp_path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}", run],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+
+
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=lambda x: ".".join(map(str, x[:2])))
 def test_wrong_value_is_named_with_what_is_allowed(change, message, tmp_path):
     with pytest.raises(ParamsError) as error:
@@ -100,13 +110,7 @@ def test_study_entry_overrides_training_and_loss(tmp_path):
 def test_every_stage_stops_at_once_on_a_wrong_value_and_writes_nothing(stage, tmp_path):
     write(tmp_path, changed("model", "width", 50))
     begin = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}", "model"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-    )
+    done = run_stage(stage, "model", tmp_path)
     assert done.returncode == 1
     assert done.stderr == "params.yaml: model.width: 50 is not allowed; allowed: multiples of 4\n"
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
@@ -115,12 +119,15 @@ def test_every_stage_stops_at_once_on_a_wrong_value_and_writes_nothing(stage, tm
 
 def test_unknown_run_is_named(tmp_path):
     write(tmp_path, yaml.safe_load((ROOT / "params.yaml").read_text()))
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.evaluate", "M-2"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-    )
+    done = run_stage("evaluate", "M-2", tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("params.yaml: run: 'M-2' is not allowed; allowed: ")
+
+
+def test_what_the_data_show_to_be_wrong_is_one_line_too(tmp_path):
+    write(tmp_path, changed("data", "image_column", "picture"))
+    done = run_stage("images", "", tmp_path)
+    assert done.returncode == 1
+    message = "params.yaml: data.image_column: 'picture' is not a column of mnist5k; it has image, label"
+    assert done.stderr.splitlines()[-1] == message
+    assert "Traceback" not in done.stderr
