@@ -55,8 +55,8 @@ def measure(name: str, batch: int, precision: str, compile: bool, steps: int, de
     torch.manual_seed(0)
     generator, discriminator = Generator(**config), Discriminator(**config)
     if compile:
-        generator.compile()
-        discriminator.compile()
+        generator.compile_repeated_blocks()
+        discriminator.compile_repeated_blocks()
     objective = Objective(tuple(level_times(4)), Strength(), 0.1)
     recipe = Recipe(objective, batch, learning_rate_g=1e-4, learning_rate_d=1e-4)
     trainer = Trainer(accelerator, generator, discriminator, recipe, scaling_factor=1.0)

@@ -6,6 +6,7 @@ clean-fid's interface it is a resizing function for one image and a model from (
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,8 @@ class Extractor:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Features float32 (B, d) of uint8 images (B, H, W, 3)."""
         if images.shape[1] != self._native:  # at its own size, clean-fid's resizing is the identity
-            images = np.stack([self.resize(image) for image in images])
+            with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter while it resizes
+                images = np.stack(list(pool.map(self.resize, images)))
         batch = torch.tensor(images, device=self.device).permute(0, 3, 1, 2).float()
         return self.model(batch).float().cpu().numpy()
 

@@ -186,6 +186,8 @@ class Generator(ModelMixin, ConfigMixin):
         levels: images read off after block depth/levels, 2·depth/levels, …; depth is a multiple of it.
     """
 
+    _repeated_blocks = ("StyledBlock",)  # what `compile_repeated_blocks` compiles
+
     @register_to_config
     def __init__(
         self,
@@ -313,6 +315,8 @@ class Discriminator(ModelMixin, ConfigMixin):
         repa_dim: width of the teacher whose features the REPA head predicts; None: no such head.
         projector_dim: hidden width of the REPA head (paper: 2048).
     """
+
+    _repeated_blocks = ("DiscriminatorBlock",)
 
     @register_to_config
     def __init__(

@@ -1,4 +1,5 @@
 import copy
+import shutil
 
 import pytest
 import torch
@@ -61,6 +62,21 @@ def test_seed_decides_the_weights(accelerator, latents):
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_networks_train_as_others_do(accelerator, latents, checkpointing):
+    def trained(compile: bool) -> torch.Tensor:
+        options = {"compute__compile": compile, "compute__activation_checkpointing": compile and checkpointing}
+        run = build_run(params(train__steps=3, **options), "model", latents, accelerator)
+        assert (run.trainer.plain_generator.blocks[0]._compiled_call_impl is not None) == compile
+        run.fit(None)
+        networks = run.trainer.plain_generator, run.trainer.plain_discriminator
+        return torch.cat([p.detach().flatten() for network in networks for p in network.parameters()])
+
+    want = trained(False)
+    assert ((trained(True) - want).norm() / want.norm()).item() < 1e-4
 
 
 def test_fingerprint_is_of_what_defines_the_run_and_nothing_else(latents, tmp_path):
