@@ -86,13 +86,12 @@ def test_any_width_divisible_by_four_has_valid_auto_heads():
 
 
 def test_discriminator_defaults_to_the_generators_size_and_can_differ(tmp_path):
-    model = {"width": 32, "depth": 4, "heads": 2, "patch": 2, "discriminator": {"width": 64}}
     params = changed("model", "width", 32)
-    params["model"] = model
-    run = load_params(write(tmp_path, params)).settings("model").run
-    assert run.discriminator_network == Network(width=64, depth=4, heads="auto", patch=2)
-    run = load_params(ROOT / "params.yaml").settings("L-2").run
-    assert run.discriminator_network == Network(width=48, depth=4, heads=2, patch=2)
+    params["model"] = {"width": 32, "depth": 4, "heads": 2, "patch": 2, "discriminator": {"width": 64}}
+    params["study"]["L-2"] = {"width": 40, "depth": 4, "heads": 2, "patch": 2}
+    loaded = load_params(write(tmp_path, params))
+    assert loaded.settings("model").run.discriminator_network == Network(width=64, depth=4, heads="auto", patch=2)
+    assert loaded.settings("L-2").run.discriminator_network == Network(width=40, depth=4, heads=2, patch=2)
 
 
 def test_study_entry_overrides_training_and_loss(tmp_path):
