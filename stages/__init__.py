@@ -6,6 +6,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ CHECKPOINTS = Path(os.environ.get("GAT_CHECKPOINTS", "checkpoints"))  # of unfin
 
 
 def run_stage(stage: Callable[[Params], None], distributed: bool = False) -> None:
-    """Check all of params.yaml, then run a stage; a wrong value ends the program with one line that says which.
+    """Check all of params.yaml, then run a stage; a wrong value or Ctrl-C ends the program with one line.
 
     A `distributed` stage starts itself again under `accelerate launch` where Accelerate is configured or there are
     several GPUs, or under the command that `GAT_LAUNCH` holds: what dvc.yaml runs is then the same on every machine.
@@ -51,6 +52,9 @@ def run_stage(stage: Callable[[Params], None], distributed: bool = False) -> Non
         stage(params)
     except ParamsError as error:
         sys.exit(f"params.yaml: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; run it again and it goes on from what it saved", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _launched() -> bool:

@@ -93,29 +93,39 @@ def test_wrong_value_stops_repro_within_five_seconds(project, tmp_path):
     assert sorted(path.name for path in fresh.folder.iterdir()) == before
 
 
-def test_killed_training_resumes_to_the_same_bytes(project):
-    """kill -9 half-way, then `dvc repro`: the generator's file is that of a run nobody disturbed."""
-    weights = project.folder / "runs/B-2/pipeline/generator/diffusion_pytorch_model.safetensors"
-    undisturbed = weights.read_bytes()
-    checkpoints = project.folder / "checkpoints"
-    assert not list(checkpoints.glob("*/*"))
-    shutil.rmtree(project.folder / "runs/B-2")
+def stop_training(project, step: int, by: signal.Signals) -> str:
+    """Train B-2 until it has saved a step, and end DVC and the training with a signal: what they had to say."""
     with subprocess.Popen(
         ["dvc", "repro", "--single-item", "--force", "train@B-2"],
         cwd=project.folder,
         env=project.env,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background would ignore it
     ) as process:
-        while not list(checkpoints.glob("*/step-00000006.safetensors")):
+        while not list(project.folder.glob(f"checkpoints/*/step-{step:08}.safetensors")):
             assert process.poll() is None
             time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, by)
+        return process.communicate()[1]
+
+
+def test_killed_training_resumes_to_the_same_bytes(project):
+    """Ctrl-C, kill -9 half-way, then `dvc repro`: the generator's file is that of a run nobody disturbed."""
+    weights = project.folder / "runs/B-2/pipeline/generator/diffusion_pytorch_model.safetensors"
+    undisturbed = weights.read_bytes()
+    assert not list(project.folder.glob("checkpoints/*/*"))
+    shutil.rmtree(project.folder / "runs/B-2")
+    said = stop_training(project, 3, signal.SIGINT)
+    assert "interrupted; run it again and it goes on from what it saved" in said
+    assert "Traceback" not in said
+    stop_training(project, 6, signal.SIGKILL)
     assert not weights.exists()
     project.type("dvc", "repro", "--single-item", "--force", "train@B-2")
     assert weights.read_bytes() == undisturbed
-    assert not list(checkpoints.glob("*/*"))
+    assert not list(project.folder.glob("checkpoints/*/*"))
     assert project.type("dvc", "repro").returncode == 0
 
 
