@@ -130,7 +130,10 @@ def repa_loss(features: Features, target: Features) -> Tensor:
 def generator_loss(
     judge: Judge, real: Tensor, fake: Tensor, class_labels: Tensor, looks: tuple[Look, Look], objective: Objective
 ) -> Tensor:
-    """softplus(−(D(fake) − D(real))), a scalar whose gradient reaches the fakes alone; shapes as above."""
+    """softplus(−(D(fake) − D(real))), a scalar whose gradient reaches the fakes alone; shapes as above.
+
+    The labels may be what the discriminator's `map_classes` made of them, once for both of its calls.
+    """
     with torch.no_grad():
         real_logits = judge(seen(as_levels(real, len(fake)), looks[0], objective), class_labels)
     fake_logits = judge(seen(fake, looks[1], objective), class_labels)

@@ -179,7 +179,9 @@ class Trainer:
                     if not one_part:
                         levels, style = generate(part)
                     looks = (draws.looks_g[0].part(part), draws.looks_g[1].part(part))
-                    loss = generator_loss(self.plain_discriminator, real[part], levels, labels[part], looks, objective)
+                    with torch.no_grad(), self.accelerator.autocast():
+                        class_map = self.plain_discriminator.map_classes(labels[part])
+                    loss = generator_loss(self.plain_discriminator, real[part], levels, class_map, looks, objective)
                     self.accelerator.backward(loss / len(parts))
                 logs["loss_g"] = logs.get("loss_g", 0) + loss.detach() / len(parts)
                 self._collect_styles(style.detach(), labels[part])
