@@ -41,7 +41,7 @@ def load_checkpoint(folder: Path, trainer: "Trainer") -> tuple[list["Row"], list
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            messages.append(f"checkpoint {path} is broken ({error}); the one before it is used")
+            messages.append(f"checkpoint {path} is broken ({error}) and passed over")
             continue
         trainer.load_state(tensors, int(metadata["step"]))
         return json.loads(metadata["history"]), messages

@@ -3,11 +3,12 @@
 import json
 import math
 import re
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 HEAD_SIZE = 64  # that `heads: auto` aims at
 
@@ -16,6 +17,8 @@ Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0)]
+Place = Annotated[str, AfterValidator(expanduser)]  # a path, or a name on a hub
+Color = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 
 
 class ParamsError(ValueError):
@@ -32,7 +35,7 @@ _SectionType = TypeVar("_SectionType", bound=_Section)
 class Data(_Section):
     """Where images come from and how they are cut."""
 
-    source: str
+    source: Place
     split: str
     image_column: str
     label_column: str | None
@@ -58,11 +61,16 @@ class VaeRecipe(_Section):
         """Pixels a latent pixel stands for, along a side."""
         return 2 ** (len(self.channels) - 1)
 
+    @property
+    def groups(self) -> int:
+        """Groups of channels that its layers normalize."""
+        return min(8, *self.channels)
+
 
 class Vae(_Section):
     """The autoencoder: a pretrained one, or one trained on the images."""
 
-    pretrained: str | None
+    pretrained: Place | None
     recipe: VaeRecipe | None
 
 
@@ -81,7 +89,7 @@ class Metrics(_Section):
     extractor: Literal["classifier", "inception"]
     mode: Literal["clean", "legacy_tensorflow"]
     classifier: Classifier | None
-    reference: str | None
+    reference: Place | None
     reference_features: Positive
 
 
@@ -93,7 +101,7 @@ class Evaluate(_Section):
     seed: Seed
     truncation_psi: Share
     guidance_scale: NonNegative
-    save_samples: str | None
+    save_samples: Place | None
 
 
 class NetworkOverride(_Section):
@@ -128,7 +136,7 @@ class Run(Network):
     With `pretrained`, a pipeline folder, nothing is trained, and the size is that of the folder's generator.
     """
 
-    pretrained: str | None = None
+    pretrained: Place | None = None
     discriminator: NetworkOverride = NetworkOverride()
     train: dict[str, Any] = {}
     loss: dict[str, Any] = {}
@@ -149,8 +157,9 @@ class Run(Network):
 
     @property
     def overrides(self) -> bool:
-        """Whether it is trained otherwise than the rest, or not here."""
-        return bool(self.train or self.loss or self.repa or self.pretrained)
+        """Whether it is trained otherwise than the rest, against another discriminator, or not here."""
+        sizes = self.discriminator.model_dump(exclude_none=True)
+        return bool(self.train or self.loss or self.repa or self.pretrained or sizes)
 
     @property
     def discriminator_network(self) -> Network:
@@ -195,7 +204,7 @@ class Loss(_Section):
 class Repa(_Section):
     """Representation alignment: the discriminator learns to predict a teacher's features of the reals."""
 
-    teacher: str | None
+    teacher: Place | None
     weight: NonNegative
     projector_dim: Positive
 
@@ -229,8 +238,8 @@ class Compute(_Section):
 class Report(_Section):
     """How the figures look."""
 
-    colors: Annotated[list[str], Field(min_length=1)]
-    highlight: str
+    colors: Annotated[list[Color], Field(min_length=1)]
+    highlight: Color
     bootstrap: Positive
 
 
@@ -269,13 +278,16 @@ class Params(_Section):
         _require_file("data.source", self.data.source)
         _require_file("vae.pretrained", self.vae.pretrained)
         _require_file("metrics.reference", self.metrics.reference)
-        _require_file("repa.teacher", self.repa.teacher)
         trained_here = self.metrics.extractor == "classifier"
         _require(not trained_here or self.metrics.classifier is not None, "metrics.classifier", None, "its recipe")
-        latent_size = None
+        for name in self.runs:
+            self._check_run(name)
         if self.vae.pretrained is None:
             _require(self.vae.recipe is not None, "vae.recipe", None, "a recipe, vae.pretrained being null")
         if self.vae.pretrained is None and self.vae.recipe is not None:
+            channels, groups = self.vae.recipe.channels, self.vae.recipe.groups
+            fitting = all(count % groups == 0 for count in channels)
+            _require(fitting, "vae.recipe.channels", channels, f"multiples of {groups}, in which they are normalized")
             size, factor = self.data.resolution, self.vae.recipe.factor
             _require(
                 size % factor == 0,
@@ -283,16 +295,29 @@ class Params(_Section):
                 size,
                 f"multiples of {factor} (2 to the len(channels) − 1 of vae)",
             )
-            latent_size = size // factor
-        for name in self.runs:
-            self._check_run(name, latent_size)
+            self.check_latent_size(size // factor)
         return self
 
-    def _check_run(self, name: str, latent_size: int | None) -> None:
+    def check_latent_size(self, latent_size: float) -> None:
+        """Check that latents of a side divide into the patches of every run, which a VAE of a hub tells but late.
+
+        Raises:
+            ParamsError: they do not.
+        """
+        _require(latent_size % 1 == 0, "data.resolution", self.data.resolution, "multiples of the VAE's factor")
+        for name, key in self.runs.items():
+            run = self.settings(name).run
+            for where, network in ((key, run), (f"{key}.discriminator", run.discriminator_network)):
+                allowed = f"divisors of {latent_size:.0f}, the latents' side"
+                fits = run.pretrained is not None or latent_size % network.patch == 0
+                _require(fits, f"{where}.patch", network.patch, allowed)
+
+    def _check_run(self, name: str) -> None:
         key = self.runs[name]
-        run, loss, _, _ = self.settings(name)
+        run, loss, _, repa = self.settings(name)
         if run.pretrained is not None:
             return
+        _require_file(f"{key}.repa.teacher" if "teacher" in run.repa else "repa.teacher", repa.teacher)
         flip = loss.augment.flip
         _require(flip == 0 or self.data.mirror, "loss.augment.flip", flip, "0 where data.mirror is false")
         for where, network in ((key, run), (f"{key}.discriminator", run.discriminator_network)):
@@ -301,13 +326,6 @@ class Params(_Section):
             if network.heads == "auto":
                 _require(width % 4 == 0, f"{where}.width", width, "multiples of 4")
             _require(width // heads % 4 == 0, f"{where}.heads", heads, "such that width/heads is a multiple of 4")
-            if latent_size is not None:
-                _require(
-                    latent_size % network.patch == 0,
-                    f"{where}.patch",
-                    network.patch,
-                    f"divisors of {latent_size}, the latents' side",
-                )
         levels = loss.levels.used
         _require(run.depth % levels == 0, f"{key}.depth", run.depth, f"multiples of loss.levels.count ({levels})")
 
@@ -336,7 +354,7 @@ def _require(condition: bool, key: str, value: object, allowed: str) -> None:
 def _require_file(key: str, value: str | None) -> None:
     """What is written as a path must be there; anything else is a name on a hub."""
     if value is not None and value.startswith((".", "/", "~")):
-        _require(Path(value).expanduser().exists(), key, value, "a file or folder that exists")
+        _require(Path(value).exists(), key, value, "a file or folder that exists")
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -357,9 +375,9 @@ def _overridden(section: _SectionType, changes: dict[str, Any], key: str) -> _Se
 def _first_error(error: ValidationError, prefix: str = "") -> str:
     """One line on the first error: key, value and what is allowed."""
     first = error.errors()[0]
-    if isinstance(cause := first.get("ctx", {}).get("error"), ParamsError):
-        return str(cause)
     key = _key(first)
+    if isinstance(cause := first.get("ctx", {}).get("error"), ParamsError):
+        return f"{prefix}{key}.{cause}" if key else str(cause)
     same = [other["msg"][0].lower() + other["msg"][1:] for other in error.errors() if _key(other) == key]
     others = error.error_count() - len(same)
     more = f" (and {others} more)" if others else ""
@@ -395,6 +413,8 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise ParamsError(f"{path}: {error.strerror}; copy one from profiles/") from None
     except yaml.YAMLError as error:
         raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ParamsError(f"{path}: not a file of keys and values; copy one from profiles/")
     try:
         return Params.model_validate(content)
     except ValidationError as error:

@@ -1,7 +1,8 @@
 """What turns images into features for FID: clean-fid's Inception, or a small classifier of the data itself.
 
-An extractor is a folder: `extractor.json` says which, `classifier.safetensors` holds a classifier's weights. In
-clean-fid's interface it is a resizing function for one image and a model from (B, 3, H, W) in 0–255 to (B, d).
+An extractor is a folder: `extractor.json` says which, beside it are the weights: `classifier.safetensors`, or Inception
+as clean-fid fetches it. In clean-fid's interface it is a resizing function for one image and a model from
+(B, 3, H, W) in 0–255 to (B, d).
 """
 
 import json
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cleanfid.features import build_feature_extractor
+from cleanfid.downloads_helper import check_download_inception
+from cleanfid.inception_torchscript import InceptionV3W
 from cleanfid.resize import build_resizer, make_resizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -120,7 +122,8 @@ class Extractor:
             self._native = config["classifier"]["size"]
             self.resize = make_resizer("PIL", False, "bicubic", (self._native, self._native))
         else:
-            self.model = build_feature_extractor(self.mode, self.device, use_dataparallel=False)
+            inside = self.mode == "legacy_tensorflow"
+            self.model = InceptionV3W(str(folder), download=False, resize_inside=inside).to(self.device).eval()
             self.resize = build_resizer(self.mode)
 
     @torch.no_grad()
@@ -136,10 +139,15 @@ class Extractor:
 def save_extractor(
     folder: Path, name: str, mode: str, classifier: Classifier | None = None, accuracy: float | None = None
 ) -> None:
-    """Write an extractor folder; a classifier and its held-out accuracy go with the name `classifier`."""
+    """Write an extractor folder; a classifier and its held-out accuracy go with the name `classifier`.
+
+    With the name `inception` the weights are fetched into it, unless they are there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"name": name, "mode": mode}
     if classifier is not None:
         config |= {"accuracy": accuracy, "classifier": classifier.config}
         save_file(classifier.state_dict(), folder / "classifier.safetensors")
+    else:
+        check_download_inception(str(folder))
     (folder / "extractor.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -214,17 +214,18 @@ def write_images(
 
     with ThreadPoolExecutor(threads) as pool:
         write_shards(folder, "images", "arrow", len(data), write, shard, progress)
-    lists = sorted(folder.glob("skipped-*.json"))
-    skipped = list(itertools.chain.from_iterable(json.loads(path.read_text()) for path in lists))
-    state = PartialState()
-    state.wait_for_everyone()
-    if state.is_main_process:
+    state, path = PartialState(), folder / "images.json"
+    if state.is_main_process and not path.exists():
+        lists = sorted(folder.glob("skipped-*.json"))
+        skipped = list(itertools.chain.from_iterable(json.loads(part.read_text()) for part in lists))
         info = {"size": size, "classes": data.features["label"].names, "skipped": skipped}
-        (folder / "images.json").write_text(json.dumps(info, indent=1) + "\n")
-        for path in lists:
-            path.unlink()
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(info, indent=1) + "\n")
+        unfinished.rename(path)
+        for part in lists:
+            part.unlink()
     state.wait_for_everyone()
-    return skipped
+    return json.loads(path.read_text())["skipped"]
 
 
 def _name(cell: dict[str, Any], row: int) -> str:

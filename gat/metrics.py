@@ -28,13 +28,9 @@ class Reference:
     features: np.ndarray | None = None
 
     @classmethod
-    def of(cls, features: np.ndarray, keep: int | None = None) -> "Reference":
-        """Statistics of all the given features (N, d); the first `keep` of them stay."""
-        return cls(np.mean(features, axis=0), np.cov(features, rowvar=False), features[:keep])
-
-    def with_features(self, features: np.ndarray | None, keep: int | None = None) -> "Reference":
-        """The same statistics with the first `keep` of other features (n, d), or without any."""
-        return Reference(self.mu, self.sigma, None if features is None else features[:keep])
+    def of(cls, features: np.ndarray) -> "Reference":
+        """Statistics of all the given features (N, d), which stay with them."""
+        return cls(np.mean(features, axis=0), np.cov(features, rowvar=False), features)
 
     @classmethod
     def load(cls, path: str | Path) -> "Reference":
@@ -48,13 +44,18 @@ class Reference:
         np.savez(path, allow_pickle=False, **{name: array for name, array in arrays.items() if array is not None})
 
 
+def spread(count: int, keep: int) -> np.ndarray:
+    """Which `keep` of `count` items to keep, evenly spread, since sources are often in the order of their classes."""
+    return np.linspace(0, count - 1, min(keep, count)).round().astype(int)
+
+
 def read_reference(path: str | Path) -> tuple[Reference, np.ndarray | None]:
     """An `.npz` with `mu` and `sigma`, such as ADM's, and the images uint8 (n, H, W, 3) that it may hold as `arr_0`.
 
     Raises:
         ParamsError: there is no `mu` or `sigma` in it.
     """
-    with np.load(Path(path).expanduser(), allow_pickle=False) as file:
+    with np.load(path, allow_pickle=False) as file:
         if missing := {"mu", "sigma"} - set(file.files):
             raise ParamsError(f"metrics.reference: {path} has no {', '.join(sorted(missing))}, only {file.files}")
         return Reference(file["mu"], file["sigma"]), file["arr_0"] if "arr_0" in file.files else None

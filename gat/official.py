@@ -57,7 +57,7 @@ def _depth(state: dict[str, Tensor]) -> int:
 
 
 def load_generator(state_dict: dict[str, Tensor], heads: int) -> Generator:
-    """`Generator` with the weights of the release's; raises RuntimeError on missing or unknown names."""
+    """`Generator` with the weights of the release's; KeyError or RuntimeError on missing or unknown names."""
     state = _renamed(state_dict, drop=("x_embedder.",))
     classes, width = state["class_means"].shape
     channels, patch = state_dict["x_embedder.proj.weight"].shape[1:3]
@@ -138,6 +138,8 @@ def read_checkpoint(path: str | Path, weights: str = "ema") -> dict[str, Tensor]
             content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             raise ValueError(f"{path} holds more than weights ({str(error).splitlines()[0]})") from None
+        except RuntimeError as error:
+            raise ValueError(f"{path} is broken ({str(error).splitlines()[0]})") from None
     state = content.get(weights) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
@@ -158,7 +160,10 @@ def convert(checkpoint: str | Path, out: str | Path, vae: str | Path = VAE, weig
         ValueError: the checkpoint has no such weights, or they are not a generator's of the release.
     """
     state = read_checkpoint(checkpoint, weights)
-    generator = load_generator(state, head_count(state)).eval()
+    try:
+        generator = load_generator(state, head_count(state)).eval()
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{checkpoint}: no generator of the release: {error}") from None
     autoencoder = AutoencoderKL.from_pretrained(vae)
     names = imagenet_names() if generator.config["classes"] == 1000 else None
     pipeline = GATPipeline(generator, autoencoder, names)

@@ -1,7 +1,7 @@
-"""Samples for evaluation: sample i depends on the seed and i alone."""
+"""Samples for evaluation, where sample i depends on the seed and i alone, and their features."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
+from gat.metrics import Reference, spread
 from gat.networks import Z_DIM, Generator
 from gat.seeds import generator_of
 from gat.vae import decode
@@ -43,7 +44,7 @@ class Sampler:
         vae_batch: images that the VAE decodes at a time.
 
     Attributes:
-        images_per_second: of this process, so far.
+        images_per_second: of this process, so far; 0 before the first.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Sampler:
 
     @property
     def images_per_second(self) -> float:
-        return self._made / self._seconds
+        return self._made / self._seconds if self._made else 0.0
 
     @torch.no_grad()
     def _make(self, z: Tensor, labels: Tensor) -> np.ndarray:
@@ -86,9 +87,25 @@ class Sampler:
         return image_grid(self._make(z, labels), each)
 
 
+MakeImages = Callable[[int, int], np.ndarray]  # (start, stop) -> those images, uint8 (n, H, W, 3)
+Extract = Callable[[np.ndarray], np.ndarray]  # images -> features (n, d)
+
+
+def _my_share(
+    images: MakeImages, extract: Extract, count: int, batch_size: int, progress: bool
+) -> Iterator[tuple[int, np.ndarray]]:
+    """This process's batches of features, each with the number of its first image."""
+    state = PartialState()
+    starts = range(state.process_index * batch_size, count, state.num_processes * batch_size)
+    for start in tqdm(
+        starts, desc="samples", unit="batch", disable=not (progress and state.is_main_process), leave=False
+    ):
+        yield start, extract(images(start, min(start + batch_size, count)))
+
+
 def sample_features(
-    images: Callable[[int, int], np.ndarray],
-    extract: Callable[[np.ndarray], np.ndarray],
+    images: MakeImages,
+    extract: Extract,
     count: int,
     batch_size: int,
     progress: bool = True,
@@ -96,20 +113,39 @@ def sample_features(
     """Features (count, d) of samples 0 to count, in order, made by all processes; every process gets them all.
 
     Args:
-        images: function of (start, stop) to those samples, uint8 (n, H, W, 3).
-        extract: function of images to features (n, d).
+        images: makes samples.
+        extract: makes features of them.
         count: how many samples.
         batch_size: how many at a time on each process.
         progress: show a bar.
     """
-    state = PartialState()
-    starts = range(state.process_index * batch_size, count, state.num_processes * batch_size)
-    bar = tqdm(starts, desc="samples", unit="batch", disable=not (progress and state.is_main_process), leave=False)
-    mine = [(start, extract(images(start, min(start + batch_size, count)))) for start in bar]
+    mine = list(_my_share(images, extract, count, batch_size, progress))
     return np.concatenate([features for _, features in sorted(gather_object(mine), key=lambda item: item[0])])
 
 
-def save_npz(images: Callable[[int, int], np.ndarray], path: Path, count: int, batch_size: int) -> None:
+def reference_of(
+    images: MakeImages, extract: Extract, count: int, batch_size: int, keep: int, progress: bool = True
+) -> Reference:
+    """Statistics of the features of images 0 to count, and the features of `keep` of them, spread evenly.
+
+    All processes take part, and every one gets it; memory does not grow with `count`. Other arguments as in
+    `sample_features`.
+    """
+    kept = spread(count, keep)
+    total, products, rows = np.zeros(1), np.zeros(1), []
+    for start, features in _my_share(images, extract, count, batch_size, progress):
+        exact = features.astype(np.float64)
+        total, products = total + exact.sum(0), products + exact.T @ exact
+        mine = kept[(kept >= start) & (kept < start + len(features))]
+        rows.append((start, features[mine - start]))
+    parts = gather_object([(total, products, rows)])
+    mu = sum(total for total, _, _ in parts) / count
+    sigma = (sum(products for _, products, _ in parts) - count * np.outer(mu, mu)) / (count - 1)
+    all_rows = sorted((row for _, _, rows in parts for row in rows), key=lambda row: row[0])
+    return Reference(mu, sigma, np.concatenate([features for _, features in all_rows]))
+
+
+def save_npz(images: MakeImages, path: Path, count: int, batch_size: int) -> None:
     """Samples 0 to count as an `.npz` like ADM's: `arr_0` uint8 (count, H, W, 3). All processes take part.
 
     The array goes through a file next to `path`, which all processes must see, never through memory as a whole.

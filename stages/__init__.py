@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ RUNS = Path("runs")  # RUN/pipeline
 RESULTS = Path("results")  # RUN/live, RUN/run.json, RUN/metrics.json, RUN/samples.png
 REPORTS = Path("reports")
 LAUNCHED = "GAT_LAUNCHED"  # set for the processes of a stage that started itself again
+PATIENCE = timedelta(days=1)  # of processes that wait for another, which may be fetching ImageNet
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 CHECKPOINTS = Path(os.environ.get("GAT_CHECKPOINTS", "checkpoints"))  # of unfinished runs; not an out of DVC's
 
@@ -39,15 +41,14 @@ def run_stage(stage: Callable[[Params], None], distributed: bool = False) -> Non
     try:
         params = load_params()
         launcher = os.environ.get("GAT_LAUNCH")
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
         if distributed and not _launched() and (launcher or _many_devices()):
             module = sys.modules["__main__"].__spec__
             os.environ[LAUNCHED] = "1"
-            command = [
-                *shlex.split(launcher or "accelerate launch"),
-                "-m",
-                module.name if module else "",
-                *sys.argv[1:],
-            ]
+            command = shlex.split(launcher or "accelerate launch")
+            if not launcher and precision:  # which `accelerate launch` would overwrite
+                command += ["--mixed_precision", precision]
+            command += ["-m", module.name if module else "", *sys.argv[1:]]
             os.execvp(command[0], command)
         stage(params)
     except ParamsError as error:
@@ -104,7 +105,7 @@ def make_accelerator() -> "Accelerator":
     asking again for every large tensor costs up to a quarter of a training step.
     """
     import torch
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     torch.set_float32_matmul_precision("high")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -115,5 +116,5 @@ def make_accelerator() -> "Accelerator":
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(M_MMAP_MAX, 0)
             libc.mallopt(M_TRIM_THRESHOLD, -1)
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)

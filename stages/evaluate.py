@@ -41,7 +41,7 @@ def main(params: Params) -> None:
     features = sample_features(sampler, extractor, settings.samples, settings.batch_size)
     rate = accelerator.reduce(torch.tensor(sampler.images_per_second, device=accelerator.device)).item()
     if settings.save_samples is not None:
-        path = Path(settings.save_samples).expanduser() / f"{name}.npz"
+        path = Path(settings.save_samples) / f"{name}.npz"
         save_npz(sampler, path, settings.samples, settings.batch_size)
     if not accelerator.is_main_process:
         return

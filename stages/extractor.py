@@ -10,7 +10,7 @@ from stages import EXTRACTOR, IMAGES, run_stage
 def main(params: Params) -> None:
     """Run the stage."""
     metrics = params.metrics
-    from gat.extractor import Extractor, save_extractor, train_classifier
+    from gat.extractor import save_extractor, train_classifier
     from gat.images import Images
 
     if metrics.extractor == "classifier" and metrics.classifier is not None:
@@ -20,7 +20,6 @@ def main(params: Params) -> None:
         save_extractor(EXTRACTOR, metrics.extractor, metrics.mode, classifier, accuracy)
     else:
         save_extractor(EXTRACTOR, metrics.extractor, metrics.mode)
-        Extractor(EXTRACTOR)  # fetches the weights now, not in the middle of the study
 
 
 if __name__ == "__main__":

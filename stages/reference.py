@@ -6,31 +6,39 @@ With `metrics.reference` its mean and covariance are taken as they are; KID, pre
 that it holds, ADM's `arr_0`.
 """
 
-from gat.config import Params
+import dataclasses
+
+from gat.config import Params, ParamsError
 from stages import EXTRACTOR, IMAGES, REFERENCE, make_accelerator, run_stage
 
 
 def main(params: Params) -> None:
     """Run the stage."""
+    import numpy as np
+
     from gat.extractor import Extractor
     from gat.images import Images
-    from gat.metrics import Reference, read_reference
-    from gat.sampling import sample_features
+    from gat.metrics import read_reference
+    from gat.sampling import reference_of
 
     accelerator = make_accelerator()
     extractor, given = Extractor(EXTRACTOR, accelerator.device), params.metrics.reference
     known, images = (None, Images(IMAGES)) if given is None else read_reference(given)
-    features = None
-    if images is not None:
-        features = sample_features(
-            lambda start, stop: images[start:stop], extractor, len(images), params.evaluate.batch_size
+    width = extractor(np.zeros((1, 32, 32, 3), np.uint8)).shape[1]
+    if known is not None and len(known.mu) != width:
+        raise ParamsError(
+            f"metrics.reference: {given} is about {len(known.mu)} features, metrics.extractor {extractor.name} has "
+            f"{width}; ADM's go with inception"
         )
+    made = None
+    if images is not None:
+        keep, batch_size = params.metrics.reference_features, params.evaluate.batch_size
+        made = reference_of(lambda start, stop: images[start:stop], extractor, len(images), batch_size, keep)
     if accelerator.is_main_process:
-        keep = params.metrics.reference_features
         if known is not None:
-            known.with_features(features, keep).save(REFERENCE)
-        elif features is not None:
-            Reference.of(features, keep).save(REFERENCE)
+            made = dataclasses.replace(known, features=made.features if made else None)
+        if made is not None:
+            made.save(REFERENCE)
 
 
 if __name__ == "__main__":

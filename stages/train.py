@@ -5,9 +5,10 @@ python -m stages.train RUN          (as many processes as Accelerate is configur
 A run that was interrupted goes on from its last checkpoint; `GAT_CHECKPOINTS` says where those are kept.
 """
 
+import functools
 import json
 import shutil
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gat.config import Params
 from stages import (
@@ -24,10 +25,22 @@ from stages import (
     run_stage,
 )
 
+if TYPE_CHECKING:
+    from dvclive import Live
+
+
+def log(live: "Live", row: dict[str, float]) -> None:
+    """Add a row of the history to the curves."""
+    live.step = int(row["step"])
+    for metric, value in row.items():
+        if metric != "step":
+            live.log_metric(metric, value)
+
 
 def main(params: Params) -> None:
     """Run the stage."""
     name = run_named(params)
+    from diffusers import AutoencoderKL
     from dvclive import Live
 
     from gat.extractor import Extractor
@@ -44,7 +57,7 @@ def main(params: Params) -> None:
     pretrained = params.settings(name).run.pretrained
     if pretrained is not None:
         if accelerator.is_main_process:
-            given = GATPipeline.from_pretrained(Path(pretrained).expanduser())
+            given = GATPipeline.from_pretrained(pretrained)
             given.save_pretrained(pipeline)
             (results / "live").mkdir(parents=True, exist_ok=True)
             description = describe_pretrained(name, given.generator)
@@ -56,21 +69,19 @@ def main(params: Params) -> None:
     extractor, reference = Extractor(EXTRACTOR, accelerator.device), Reference.load(REFERENCE)
     checkpoints = CHECKPOINTS / fingerprint(params, name, latents, [REFERENCE])
     run = build_run(params, name, latents, accelerator, checkpoints, IMAGES)
-    live = Live(str(results / "live"), dvcyaml=None, report=None, save_dvc_exp=False)
+    seed = params.settings(name).train.seed
+    live = None
+    if accelerator.is_main_process:  # alone, since the folder is cleared first
+        live = Live(str(results / "live"), dvcyaml=None, report=None, save_dvc_exp=False)
 
     def evaluate(generator: Generator) -> float:
-        sampler = Sampler(generator, vae, params.evaluate.seed, vae_batch=params.compute.vae_batch)
+        sampler = Sampler(generator, vae, seed, vae_batch=params.compute.vae_batch)
         return fid(sample_features(sampler, extractor, run.eval_samples, params.evaluate.batch_size), reference)
 
-    def log(row: dict[str, float]) -> None:
-        live.step = int(row["step"])
-        for metric, value in row.items():
-            if metric != "step":
-                live.log_metric(metric, value)
-
-    run.fit(evaluate, log if accelerator.is_main_process else None)
-    if accelerator.is_main_process:
-        GATPipeline(run.trainer.ema, vae.float(), latents.classes).save_pretrained(pipeline)
+    run.fit(evaluate, None if live is None else functools.partial(log, live))
+    if live is not None:
+        whole_vae = AutoencoderKL.from_pretrained(VAE)  # not the one in bfloat16
+        GATPipeline(run.trainer.ema, whole_vae, latents.classes).save_pretrained(pipeline)
         (results / "run.json").write_text(json.dumps(run.description, indent=1) + "\n")
         live.end()
         shutil.rmtree(checkpoints)

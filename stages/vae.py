@@ -13,7 +13,7 @@ def main(params: Params) -> None:
     from diffusers import AutoencoderKL
 
     from gat.images import Images
-    from gat.vae import load_vae, psnr, train_vae
+    from gat.vae import factor, load_vae, psnr, train_vae
 
     device = make_accelerator().device
     images = Images(IMAGES)
@@ -22,7 +22,9 @@ def main(params: Params) -> None:
         vae.save_pretrained(VAE)
     else:
         AutoencoderKL.from_pretrained(settings.pretrained).save_pretrained(VAE)
-    print(f"reconstructions have a PSNR of {psnr(load_vae(VAE, device), images):.1f} dB")
+    vae = load_vae(VAE, device)
+    params.check_latent_size(images.size / factor(vae))  # now, not after hours of encoding
+    print(f"reconstructions have a PSNR of {psnr(vae, images, params.compute.vae_batch):.1f} dB")
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import importlib.machinery
 import subprocess
 import sys
 import time
@@ -6,6 +7,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+import stages
 from gat.config import Network, ParamsError, load_params
 
 WRONG = [
@@ -24,6 +26,13 @@ WRONG = [
     (("train", "learning_rate", "2e-4"), "train.learning_rate: '2e-4' is not allowed; YAML takes"),
     (("train", "ema", None), "train.ema: None is not allowed"),
     (("study.L-2", "train", {"ema": 3}), "study.L-2.train.ema: 3 is not allowed"),
+    (("study.L-2", "repa", {"teacher": "./nowhere"}), "study.L-2.repa.teacher: './nowhere' is not allowed"),
+    (("study.L-2", "pretrained", "./nowhere"), "study.L-2.pretrained: './nowhere' is not allowed; allowed: pipeline"),
+    (
+        ("vae.recipe", "channels", [8, 12, 16]),
+        "vae.recipe.channels: [8, 12, 16] is not allowed; allowed: multiples of 8",
+    ),
+    (("report", "highlight", "blurple"), "report.highlight: 'blurple' is not allowed"),
 ]
 
 
@@ -66,6 +75,69 @@ def test_missing_file_and_broken_yaml_are_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(ParamsError, match="not YAML"):
         load_params(tmp_path / "broken.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ParamsError, match="copy one from profiles/"):
+        load_params(tmp_path / "empty.yaml")
+
+
+def test_home_is_written_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photographs").mkdir()
+    params = load_params(write(tmp_path, changed("data", "source", "~/photographs")))
+    assert params.data.source == str(tmp_path / "photographs")
+
+
+def test_patches_are_checked_against_the_latents_of_a_pretrained_vae_once_it_is_there(tmp_path):
+    params = changed("vae", "pretrained", "some/hub-id")
+    params["study"]["XL-2"]["patch"] = 3
+    loaded = load_params(write(tmp_path, params))
+    loaded.check_latent_size(12)
+    with pytest.raises(ParamsError, match=r"study\.XL-2\.patch: 3 is not allowed; allowed: divisors of 8, the latents"):
+        loaded.check_latent_size(8)
+    with pytest.raises(ParamsError, match=r"data\.resolution: 32 is not allowed; allowed: multiples of the VAE's"):
+        loaded.check_latent_size(31 / 8)
+
+
+def test_run_against_another_discriminator_is_no_point_of_the_power_law(tmp_path):
+    loaded = load_params(write(tmp_path, changed("study.L-2", "discriminator", {"width": 64})))
+    assert loaded.settings("L-2").run.overrides
+    assert not loaded.settings("B-2").run.overrides
+
+
+@pytest.mark.parametrize(
+    ("environment", "command"),
+    [
+        ({}, ["accelerate", "launch", "-m", "stages.train", "S-2"]),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "bf16"},
+            ["accelerate", "launch", "--mixed_precision", "bf16", "-m", "stages.train", "S-2"],
+        ),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "bf16", "GAT_LAUNCH": "srun torchrun"},
+            ["srun", "torchrun", "-m", "stages.train", "S-2"],
+        ),
+    ],
+)
+def test_stage_starts_itself_on_all_devices_with_the_machines_precision(environment, command, monkeypatch):
+    class StartedError(Exception):
+        pass
+
+    def start(program: str, arguments: list[str]) -> None:
+        raise StartedError(arguments)
+
+    for name in ("GAT_LAUNCH", "ACCELERATE_MIXED_PRECISION", "LOCAL_RANK", stages.LAUNCHED):
+        monkeypatch.setenv(name, "")  # so that what the stage sets is taken back, too
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(stages, "_many_devices", lambda: True)
+    monkeypatch.setattr(stages.os, "execvp", start)
+    monkeypatch.setattr(sys, "argv", ["train.py", "S-2"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", importlib.machinery.ModuleSpec("stages.train", None))
+    with pytest.raises(StartedError) as started:
+        stages.run_stage(lambda params: None, distributed=True)
+    assert started.value.args[0] == command
 
 
 @pytest.mark.parametrize("profile", ["params.yaml", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("profiles/*"))])

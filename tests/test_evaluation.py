@@ -11,10 +11,10 @@ from conftest import ROOT
 from PIL import Image
 
 from gat.extractor import Extractor, save_extractor, train_classifier
-from gat.metrics import Reference, fid, kid, precision_recall, read_reference
+from gat.metrics import Reference, fid, kid, precision_recall, read_reference, spread
 from gat.networks import Generator
 from gat.pipeline import GATPipeline
-from gat.sampling import Sampler, image_grid, sample_features, sample_inputs, save_npz
+from gat.sampling import Sampler, image_grid, reference_of, sample_features, sample_inputs, save_npz
 from gat.vae import decode
 
 
@@ -73,13 +73,56 @@ def test_kid_leaves_numpys_random_state_alone(rng):
 
 
 def test_reference_comes_back_from_disk(rng, tmp_path):
-    reference = Reference.of(rng.normal(size=(40, 5)), keep=10)
+    reference = Reference.of(rng.normal(size=(40, 5)))
     reference.save(tmp_path / "reference.npz")
     again = Reference.load(tmp_path / "reference.npz")
-    assert again.features.shape == (10, 5)
+    assert again.features.shape == (40, 5)
     assert fid(rng.normal(size=(40, 5)), again) > 0
     np.savez(tmp_path / "adm.npz", mu=reference.mu, sigma=reference.sigma)
     assert Reference.load(tmp_path / "adm.npz").features is None
+
+
+def test_reference_of_images_is_that_of_all_their_features_with_some_of_them_kept(extractor, digits):
+    """The kept ones are spread over all images, which may lie in the order of their classes."""
+    features = extractor(digits[:130])
+    want = Reference.of(features)
+    got = reference_of(lambda start, stop: digits[start:stop], extractor, 130, 50, keep=40, progress=False)
+    np.testing.assert_allclose(got.mu, want.mu, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got.sigma, want.sigma, rtol=1e-4, atol=1e-4)
+    kept = spread(130, 40)
+    assert (kept[0], kept[-1], len(kept)) == (0, 129, 40)
+    assert set(np.diff(kept)) == {3, 4}
+    np.testing.assert_allclose(got.features, features[kept], rtol=1e-4, atol=1e-4)
+    assert np.array_equal(spread(5, 9), np.arange(5))
+
+
+class _Layers(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :2048]
+
+
+class _ScriptedInception(torch.nn.Module):
+    """Has the interface of the file that clean-fid fetches, not its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = _Layers()
+
+    def forward(self, x: torch.Tensor, return_features: bool) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow"])
+def test_inception_comes_out_of_the_extractors_folder(mode, digits, tmp_path):
+    """So that it is cached with the stage, and is there where nothing can be fetched."""
+    weights = tmp_path / "inception-2015-12-05.pt"
+    torch.jit.save(torch.jit.script(_ScriptedInception()), weights)
+    before = weights.read_bytes()
+    save_extractor(tmp_path, "inception", mode)
+    assert weights.read_bytes() == before
+    extractor = Extractor(tmp_path)
+    assert (extractor.name, extractor.mode) == ("inception", mode)
+    assert extractor(digits[:2]).shape == (2, 2048)
 
 
 def test_fid_of_shifted_gaussians_is_the_squared_distance(rng):
@@ -106,7 +149,9 @@ def test_sample_depends_on_the_seed_and_its_number_alone(generator, vae):
     assert torch.equal(labels[1500:2500], part_labels)
     assert not torch.equal(sample_inputs(1, 0, 10, 10)[0], z[:10])
     sampler = Sampler(generator, vae, 0)
+    assert sampler.images_per_second == 0  # of a process that had nothing to do
     whole = sampler(0, 24)
+    assert sampler.images_per_second > 0
     pieces = np.concatenate([sampler(start, start + 8) for start in (0, 8, 16)])
     assert np.abs(whole.astype(int) - pieces).max() <= 1  # matrix products of other shapes round differently
 
@@ -156,12 +201,8 @@ def test_adms_reference_is_read_as_it_is(rng, tmp_path):
     np.savez(tmp_path / "VIRTUAL.npz", pixels, mu=mu, sigma=sigma, **spatial)
     reference, images = read_reference(tmp_path / "VIRTUAL.npz")
     assert np.array_equal(images, pixels)
-    features = rng.normal(size=(7, 5))
-    reference.with_features(features, keep=4).save(tmp_path / "kept.npz")
-    kept = Reference.load(tmp_path / "kept.npz")
-    assert np.array_equal(kept.mu, mu)
-    assert np.array_equal(kept.sigma, sigma)
-    assert np.array_equal(kept.features, features[:4])
+    assert np.array_equal(reference.mu, mu)
+    assert np.array_equal(reference.sigma, sigma)
     np.savez(tmp_path / "bare.npz", mu=mu, sigma=sigma)
     assert read_reference(tmp_path / "bare.npz")[1] is None
     np.savez(tmp_path / "wrong.npz", mu=mu)
@@ -207,6 +248,10 @@ def test_two_processes_make_the_features_of_one(generator, vae, extractor, digit
         check=True,
     )
     np.testing.assert_allclose(np.load(tmp_path / "features.npy"), want, rtol=1e-3, atol=1e-3)
+    reference = Reference.load(tmp_path / "reference.npz")
+    np.testing.assert_allclose(reference.mu, want.mean(0), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(reference.sigma, np.cov(want, rowvar=False), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(reference.features, want[spread(130, 30)], rtol=1e-3, atol=1e-3)
     with np.load(tmp_path / "samples.npz") as file:
         assert np.abs(file["arr_0"].astype(int) - Sampler(generator, vae, 0)(0, 130)).max() <= 1
 
@@ -217,6 +262,8 @@ if __name__ == "__main__":  # one of two processes
     loaded = GATPipeline.from_pretrained(folder / "pipeline")
     one = Sampler(loaded.generator, loaded.vae, 0)
     got = sample_features(one, Extractor(folder / "extractor"), 130, 20, progress=False)
+    statistics = reference_of(one, Extractor(folder / "extractor"), 130, 20, keep=30, progress=False)
     save_npz(one, folder / "samples.npz", 130, 20)
     if PartialState().is_main_process:
         np.save(folder / "features.npy", got)
+        statistics.save(folder / "reference.npz")

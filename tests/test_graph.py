@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -91,6 +92,17 @@ def test_wrong_value_stops_repro_within_five_seconds(project, tmp_path):
     assert done.returncode != 0
     assert "params.yaml: model.width: 50 is not allowed; allowed: multiples of 4" in done.stderr
     assert sorted(path.name for path in fresh.folder.iterdir()) == before
+
+
+def test_reference_of_other_features_is_refused_in_one_line(project, tmp_path):
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    before = (project.folder / "data/reference.npz").read_bytes()
+    project.set("metrics.reference", str(tmp_path / "adm.npz"))
+    done = project.type("python", "-m", "stages.reference", check=False)
+    project.type("git", "checkout", "--quiet", "params.yaml")
+    assert done.returncode == 1
+    assert "adm.npz is about 2048 features, metrics.extractor classifier has 64" in done.stderr.splitlines()[-1]
+    assert (project.folder / "data/reference.npz").read_bytes() == before
 
 
 def stop_training(project, step: int, by: signal.Signals) -> str:
