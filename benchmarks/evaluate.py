@@ -1,9 +1,10 @@
 """Samples to features in memory, against writing PNGs and calling clean-fid on the folder.
 
-python benchmarks/evaluate.py PIPELINE EXTRACTOR [--samples N] [--batch N] [--rounds N]
+python benchmarks/evaluate.py PIPELINE EXTRACTOR [--samples N] [--batch N] [--rounds N] [--workers N] [--png-batch N]
 (after dvc repro: runs/XL-2/pipeline data/extractor)
 
-Both paths in turn, since machines are noisy; medians over the rounds.
+Both paths in turn, since machines are noisy; medians over the rounds. clean-fid reads the folder with its own defaults,
+unless told otherwise.
 """
 
 import argparse
@@ -31,6 +32,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=12, help="of clean-fid (default: its own, 12)")
+    parser.add_argument("--png-batch", type=int, default=32, help="of clean-fid (default: its own, 32)")
     arguments = parser.parse_args()
     device = make_accelerator().device
     pipeline, extractor = GATPipeline.from_pretrained(arguments.pipeline), Extractor(arguments.extractor, device)
@@ -51,8 +54,8 @@ def main() -> None:
             return cleanfid.get_folder_features(
                 folder,
                 extractor.model,
-                num_workers=2,
-                batch_size=arguments.batch,
+                num_workers=arguments.workers,
+                batch_size=arguments.png_batch,
                 device=torch.device(device),
                 mode=extractor.mode,
                 custom_fn_resize=extractor.resize,
