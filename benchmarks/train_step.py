@@ -1,6 +1,6 @@
 """Seconds of a training step, and the share of the machine's own matrix product that it reaches.
 
-python benchmarks/train_step.py [--config mini mini-1000 S/2 …] [--batch N] [--precision bf16] [--compile] [--steps N]
+python benchmarks/train_step.py [--config mini S/2 …] [--batch N] [--precision bf16] [--compile] [--steps N]
 """
 
 import argparse
@@ -24,11 +24,11 @@ MINI = {"width": 64, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8}
 
 
 def network(name: str) -> dict:
-    """`mini`, for the default study's ten digits, `mini-1000`, or a size of the paper's and a patch, such as XL/2."""
-    if name.startswith("mini"):
-        return MINI | {"classes": 1000 if name == "mini-1000" else 10}
+    """`mini`, or a size of the paper's and a patch, such as XL/2."""
+    if name == "mini":
+        return MINI
     size, patch = name.split("/")
-    return {**SIZES[size]._asdict(), "patch": int(patch), "latent_size": 32, "classes": 1000}
+    return {**SIZES[size]._asdict(), "patch": int(patch), "latent_size": 32}
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
@@ -58,9 +58,7 @@ def measure(name: str, batch: int, precision: str, compile: bool, steps: int, de
     recipe = Recipe(objective, batch, learning_rate_g=1e-4, learning_rate_d=1e-4)
     trainer = Trainer(accelerator, generator, discriminator, recipe, scaling_factor=1.0)
     side = config["latent_size"]
-    data = Batch(
-        torch.rand(batch, 8, side, side, device=device), torch.arange(batch, device=device) % config["classes"]
-    )
+    data = Batch(torch.rand(batch, 8, side, side, device=device), torch.arange(batch, device=device) % 1000)
     with FlopCounterMode(display=False) as counter:  # it sees nothing of what is compiled
         trainer.step(data)
     if compile:
@@ -92,10 +90,8 @@ def measure(name: str, batch: int, precision: str, compile: bool, steps: int, de
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", nargs="+", default=["mini", "mini-1000", "S/2"])
-    parser.add_argument(
-        "--batch", type=int, help="default: 64 for mini and mini-1000, 4 on a CPU or 64 on a GPU for the others"
-    )
+    parser.add_argument("--config", nargs="+", default=["mini", "S/2"])
+    parser.add_argument("--batch", type=int, help="default: 64 for mini, 4 on a CPU or 64 on a GPU for the others")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--steps", type=int, default=5)
@@ -104,7 +100,7 @@ def main() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # `measure` sets the precision
     header = None
     for name in arguments.config:
-        batch = arguments.batch or (64 if name.startswith("mini") or device.type == "cuda" else 4)
+        batch = arguments.batch or (64 if name == "mini" or device.type == "cuda" else 4)
         row = measure(name, batch, arguments.precision, arguments.compile, arguments.steps, device)
         if header is None:
             header = " | ".join(row)

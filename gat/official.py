@@ -59,7 +59,7 @@ def _depth(state: dict[str, Tensor]) -> int:
 def load_generator(state_dict: dict[str, Tensor], heads: int) -> Generator:
     """`Generator` with the weights of the release's; KeyError or RuntimeError on missing or unknown names."""
     state = _renamed(state_dict, drop=("x_embedder.",))
-    classes, width = state["class_means"].shape
+    classes, width = state_dict["w_avg"].shape
     channels, patch = state_dict["x_embedder.proj.weight"].shape[1:3]
     generator = Generator(
         width=width,
@@ -108,7 +108,7 @@ def head_count(state_dict: dict[str, Tensor]) -> int:
     """
     weight, norm = (state_dict.get(f"blocks.0.attn.{name}.weight") for name in ("proj", "q_norm"))
     if weight is None or norm is None or len(weight) % len(norm):
-        raise ValueError("no network of the release: the weights blocks.0.attn.q_norm and .proj are missing or odd")
+        raise ValueError("its weights blocks.0.attn.q_norm and .proj are missing or odd")
     return len(weight) // len(norm)
 
 
@@ -162,8 +162,8 @@ def convert(checkpoint: str | Path, out: str | Path, vae: str | Path = VAE, weig
     state = read_checkpoint(checkpoint, weights)
     try:
         generator = load_generator(state, head_count(state)).eval()
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{checkpoint}: no generator of the release: {error}") from None
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{checkpoint} is no generator of the release: {error}") from None
     autoencoder = AutoencoderKL.from_pretrained(vae)
     names = imagenet_names() if generator.config["classes"] == 1000 else None
     pipeline = GATPipeline(generator, autoencoder, names)
@@ -182,7 +182,7 @@ def main() -> None:
     try:
         pipeline = convert(arguments.checkpoint, arguments.out, arguments.vae, arguments.weights)
     except (ValueError, OSError) as error:
-        sys.exit(f"{arguments.checkpoint}: {error}")
+        sys.exit(str(error))
     config = pipeline.generator.config
     print(f"{arguments.out}: {size_name(pipeline.generator)}, {config['classes']} classes")
 

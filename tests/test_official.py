@@ -70,8 +70,25 @@ def test_other_weights_can_be_asked_for_and_wrong_ones_are_named(checkpoint, vae
     assert not raw.generator.blocks[0].attention.qkv.weight.any()
     with pytest.raises(ValueError, match="has no 'model'; it has generator, discriminator, ema"):
         read_checkpoint(checkpoint, "model")
-    with pytest.raises(ValueError, match="no network of the release"):
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.q_norm and \.proj are missing"):
         head_count({})
+
+
+@pytest.mark.parametrize("missing", ["w_avg", "x_embedder.proj.weight", "blocks.0.attn.q_norm.weight"])
+def test_checkpoint_without_some_weights_is_named_with_them(missing, checkpoint, vae, tmp_path):
+    content = torch.load(checkpoint, weights_only=False)
+    del content["ema"][missing]
+    torch.save(content, checkpoint)
+    with pytest.raises(
+        ValueError, match=rf"0050000\.pt is no generator of the release: .*{missing.split('.weight')[0]}"
+    ):
+        convert(checkpoint, tmp_path / "out", tmp_path / "vae")
+
+
+def test_half_a_checkpoint_is_said_to_be_broken(checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"0050000\.pt is broken"):
+        read_checkpoint(checkpoint)
 
 
 def test_nothing_in_a_checkpoint_is_executed(tmp_path):
