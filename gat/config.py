@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
@@ -19,6 +20,11 @@ NonNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0)]
 Place = Annotated[str, AfterValidator(expanduser)]  # a path, or a name on a hub
 Color = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
+
+
+def norm_groups(channels: Sequence[int]) -> int:
+    """Groups in which a small autoencoder's layers of so many channels are normalized; it must divide all of them."""
+    return min(8, *channels)
 
 
 class ParamsError(ValueError):
@@ -60,11 +66,6 @@ class VaeRecipe(_Section):
     def factor(self) -> int:
         """Pixels a latent pixel stands for, along a side."""
         return 2 ** (len(self.channels) - 1)
-
-    @property
-    def groups(self) -> int:
-        """Groups of channels that its layers normalize."""
-        return min(8, *self.channels)
 
 
 class Vae(_Section):
@@ -285,7 +286,8 @@ class Params(_Section):
         if self.vae.pretrained is None:
             _require(self.vae.recipe is not None, "vae.recipe", None, "a recipe, vae.pretrained being null")
         if self.vae.pretrained is None and self.vae.recipe is not None:
-            channels, groups = self.vae.recipe.channels, self.vae.recipe.groups
+            channels = self.vae.recipe.channels
+            groups = norm_groups(channels)
             fitting = all(count % groups == 0 for count in channels)
             _require(fitting, "vae.recipe.channels", channels, f"multiples of {groups}, in which they are normalized")
             size, factor = self.data.resolution, self.vae.recipe.factor

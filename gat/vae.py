@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import trange
 
+from gat.config import norm_groups
 from gat.images import Images
 
 
@@ -63,7 +64,7 @@ def train_vae(
         block_out_channels=tuple(channels),
         layers_per_block=1,
         latent_channels=latent_channels,
-        norm_num_groups=min(8, *channels),
+        norm_num_groups=norm_groups(channels),
         mid_block_add_attention=False,
         sample_size=images.size,
     ).to(device)

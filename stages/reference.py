@@ -24,12 +24,13 @@ def main(params: Params) -> None:
     accelerator = make_accelerator()
     extractor, given = Extractor(EXTRACTOR, accelerator.device), params.metrics.reference
     known, images = (None, Images(IMAGES)) if given is None else read_reference(given)
-    width = extractor(np.zeros((1, 32, 32, 3), np.uint8)).shape[1]
-    if known is not None and len(known.mu) != width:
-        raise ParamsError(
-            f"metrics.reference: {given} is about {len(known.mu)} features, metrics.extractor {extractor.name} has "
-            f"{width}; ADM's go with inception"
-        )
+    if known is not None:
+        width = extractor(np.zeros((1, 32, 32, 3), np.uint8)).shape[1]
+        if len(known.mu) != width:
+            raise ParamsError(
+                f"metrics.reference: {given} is about {len(known.mu)} features, metrics.extractor {extractor.name} "
+                f"has {width}; ADM's go with inception"
+            )
     made = None
     if images is not None:
         keep, batch_size = params.metrics.reference_features, params.evaluate.batch_size
