@@ -1,6 +1,7 @@
 """Seconds of a training step, and the share of the machine's own matrix product that it reaches.
 
-python benchmarks/train_step.py [--config mini S/2 …] [--classes N] [--batch N] [--precision bf16] [--compile] [--steps N]
+python benchmarks/train_step.py [--config mini S/2 …] [--classes N] [--batch N] [--precision bf16] [--compile]
+                                [--steps N]
 """
 
 import argparse
