@@ -76,10 +76,11 @@ def workplace(stage: str, *key: Any) -> Path:
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Make a finished folder the out of a stage."""
+    """Make a folder the out of a stage, once every process has finished with it."""
     from accelerate import PartialState
 
     state = PartialState()
+    state.wait_for_everyone()
     if state.is_main_process:
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(out, ignore_errors=True)

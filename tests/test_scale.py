@@ -1,13 +1,16 @@
 """The paper's scale in small: profiles/imagenet256.yaml with real formats, odd files, REPA and two processes."""
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import PartialState
 from conftest import ROOT
 from diffusers import AutoencoderKL
 from project import Project, ran
@@ -17,6 +20,7 @@ from transformers import Dinov2Config, Dinov2Model
 from gat.images import Images
 from gat.latents import Latents
 from gat.pipeline import GATPipeline
+from stages import publish
 
 PROFILES = sorted(path.name for path in (ROOT / "profiles").glob("*.yaml"))
 
@@ -116,3 +120,24 @@ def test_each_profiles_graph_is_listed_without_a_network(profile, tmp_path):
     stages = ["images", "extractor", "reference", "vae", "latents", "report"]
     stages += [f"{stage}@{run}" for stage in ("train", "evaluate") for run in runs]
     assert sorted(ran(done.stdout)) == sorted(stages)
+
+
+def test_folder_is_published_once_a_slow_process_has_read_it(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/images.json").write_text("[]")
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__, tmp_path],
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        check=True,
+    )
+    assert (tmp_path / "out/images.json").read_text() == "[]"
+    assert not (tmp_path / "work").exists()
+
+
+if __name__ == "__main__":  # one of two processes
+    state, folder = PartialState(cpu=True), Path(sys.argv[1])
+    assert state.num_processes == 2
+    if not state.is_main_process:
+        time.sleep(1)
+    (folder / "work/images.json").read_text()
+    publish(folder / "work", folder / "out")
