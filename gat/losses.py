@@ -46,14 +46,12 @@ class Look(NamedTuple):
 
 
 def seen(levels: Tensor, look: Look, objective: Objective, reference: Tensor | None = None) -> Tensor:
-    """What the discriminator is shown of level images (K, B, C, H, W): augmented, then noised."""
+    """What the discriminator is shown of level images (K, B, C, H, W): augmented, then noised.
+
+    Reals are (1, B, C, H, W), the same image for every level.
+    """
     moved = augment(levels, look.augment, objective.augment, reference)
     return moved if objective.times == (0.0,) else perturb(moved, look.noise, objective.times)
-
-
-def as_levels(real: Tensor, count: int) -> Tensor:
-    """Real latents (B, C, H, W) as all `count` levels of a sample: (K, B, C, H, W)."""
-    return real.expand(count, *real.shape)
 
 
 def discriminator_loss(
@@ -82,14 +80,12 @@ def discriminator_loss(
         The loss, a scalar, and its parts, detached scalars: `loss_d`, `r1`, `r2`, `repa`, and `gap`, the mean of
         D(real) − D(fake).
     """
-    count = len(fake)
-    real_levels = as_levels(real, count)
-    views = [seen(real_levels, looks[0], objective), seen(fake, looks[1], objective)]
+    views = [seen(real[None], looks[0], objective), seen(fake, looks[1], objective)]
     if objective.penalty > 0:
-        shaken_real = as_levels(real + PENALTY_STEP * steps[0], count)
+        shaken_real = real + PENALTY_STEP * steps[0]
         shaken_fake = fake + PENALTY_STEP * steps[1]
         views += [
-            seen(shaken_real, looks[0], objective, reference=real),
+            seen(shaken_real[None], looks[0], objective, reference=real),
             seen(shaken_fake, looks[1], objective, reference=fake[-1]),
         ]
     batch, features = torch.cat(views, dim=1), None
@@ -135,6 +131,6 @@ def generator_loss(
     The labels may be what the discriminator's `map_classes` made of them, once for both of its calls.
     """
     with torch.no_grad():
-        real_logits = judge(seen(as_levels(real, len(fake)), looks[0], objective), class_labels)
+        real_logits = judge(seen(real[None], looks[0], objective), class_labels)
     fake_logits = judge(seen(fake, looks[1], objective), class_labels)
     return F.softplus((real_logits - fake_logits).float()).mean()

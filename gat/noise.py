@@ -46,14 +46,14 @@ def perturb(levels: Tensor, noise: Tensor, times: tuple[float, ...] | None = Non
     """Noise the level images of each sample with one Markov chain from the cleanest level to the noisiest.
 
     Args:
-        levels: (K, B, C, H, W) images.
+        levels: (K, B, C, H, W) images, or (1, B, C, H, W), the same for every level.
         noise: (K, B, C, H, W) standard normal draws; noise[0] drives the cleanest level, noise[K-1] the noisiest.
         times: `level_times`; None: the paper's for K levels.
 
     Returns:
         (K, B, C, H, W): (1 − t)·image + noise of standard deviation t.
     """
-    times = tuple(level_times(len(levels))) if times is None else times
+    times = tuple(level_times(len(noise))) if times is None else times
     mixing = _mixing(times).to(noise)
     keep = (1 - torch.tensor(times, dtype=levels.dtype, device=levels.device)).view(-1, 1, 1, 1, 1)
     return keep * levels + (mixing @ noise.flatten(1)).view_as(noise)

@@ -55,7 +55,7 @@ def train_vae(
 
     The loss is the L1 error of pixels in [−1, 1] plus `kl_weight` times the KL divergence per latent element, under
     Adam with a linear warm-up of 5 % and a cosine decay. Its scaling factor makes 1 the standard deviation of the
-    latents of the first 2,000 images.
+    latents of some 2,000 images from all over.
     """
     torch.manual_seed(seed)
     vae = AutoencoderKL(
@@ -84,7 +84,8 @@ def train_vae(
         schedule.step()
         bar.set_postfix(l1=f"{error.item():.4f}", refresh=False)
     vae.eval().requires_grad_(False)
-    seen = [encode(vae, images[i : i + 100])[0] for i in range(0, min(len(images), 2000), 100)]
+    some = np.arange(0, len(images), max(1, len(images) // 2000))
+    seen = [encode(vae, images[some[i : i + 100]])[0] for i in range(0, len(some), 100)]
     vae.register_to_config(scaling_factor=1 / torch.cat(seen).std().item())
     return vae
 

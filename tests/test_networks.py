@@ -131,13 +131,41 @@ def test_class_means_follow_classes_that_occur_and_leave_others():
     assert not generator.class_means[[0, 1, 4]].any()
 
 
-@torch.no_grad()
-def test_labels_and_what_was_mapped_of_them_give_the_same_logits():
-    discriminator = Discriminator(**TINY, class_map_dim=24)
+def test_logit_and_gradients_do_not_depend_on_what_the_last_block_leaves_out():
+    """Without features the last block computes [cls] alone, with them every token."""
+    torch.manual_seed(0)
+    discriminator = Discriminator(**TINY, class_map_dim=24, repa_dim=6)
     levels, labels = torch.randn(4, 6, 4, 8, 8), torch.tensor([0, 1, 4])
-    mapped = discriminator.map_classes(labels)
-    assert torch.equal(discriminator(levels, mapped), discriminator(levels, labels))
-    assert not torch.equal(discriminator(levels, mapped.flip(0)), discriminator(levels, labels))
+    gradients, logits = [], []
+    for features in (False, True):
+        discriminator.zero_grad()
+        answer = discriminator(levels, labels, return_features=features)
+        logits.append(answer[0] if features else answer)
+        logits[-1].square().sum().backward()
+        body = [p for name, p in discriminator.named_parameters() if "repa_head" not in name]
+        gradients.append(torch.cat([p.grad.flatten() for p in body if p.grad is not None]))
+    torch.testing.assert_close(*logits)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].norm() > 0
+
+
+def test_last_block_works_on_cls_alone_where_no_features_are_asked_for():
+    discriminator = Discriminator(**TINY, class_map_dim=24)
+    seen = []
+    discriminator.blocks[-1].mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
+    discriminator(torch.randn(4, 2, 4, 8, 8), torch.tensor([0, 1]))
+    assert seen == [1]
+
+
+@torch.no_grad()
+def test_classes_are_mapped_alike_one_by_one_all_together_and_beforehand():
+    discriminator = Discriminator(**TINY, class_map_dim=24)
+    labels = torch.tensor([3, 0, 3, 1, 4, 2, 2])
+    together = discriminator.map_classes(labels)  # more samples than classes: each class once
+    torch.testing.assert_close(together, torch.cat([discriminator.map_classes(label[None]) for label in labels]))
+    levels = torch.randn(4, 7, 4, 8, 8)
+    assert torch.equal(discriminator(levels, together), discriminator(levels, labels))
+    assert not torch.equal(discriminator(levels, together.flip(0)), discriminator(levels, labels))
 
 
 def test_features_need_a_head():

@@ -125,9 +125,9 @@ def test_discriminators_features_are_of_the_unperturbed_reals(digits):
     arguments = (discriminator, real, fake, labels, looks, (real, fake), objective)
     with_teacher, parts = discriminator_loss(*arguments, target)
     without, _ = discriminator_loss(*arguments)
-    from gat.losses import as_levels, seen
+    from gat.losses import seen
 
-    shown = seen(as_levels(real, 4), looks[0], objective)
+    shown = seen(real[None], looks[0], objective)
     singles = [discriminator(shown[:, i : i + 1], labels[i : i + 1], return_features=True)[1] for i in range(3)]
     want = (
         sum(repa_loss(Features(*one), Features(*(t[i : i + 1] for t in target))) for i, one in enumerate(singles)) / 3
