@@ -1,6 +1,7 @@
 """Seconds of a training step, and the share of the machine's own matrix product that it reaches.
 
-python benchmarks/train_step.py [--config mini S/2 …] [--batch N] [--precision bf16] [--compile] [--steps N]
+python benchmarks/train_step.py [--config mini S/2 …] [--classes N] [--batch N] [--precision bf16] [--compile]
+                                [--steps N]
 """
 
 import argparse
@@ -49,8 +50,10 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def measure(name: str, batch: int, precision: str, compile: bool, steps: int, device: torch.device) -> dict:
-    config = network(name)
+def measure(
+    name: str, classes: int, batch: int, precision: str, compile: bool, steps: int, device: torch.device
+) -> dict:
+    config = {**network(name), "classes": classes}
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
     torch.manual_seed(0)
     generator, discriminator = Generator(**config), Discriminator(**config)
@@ -58,7 +61,7 @@ def measure(name: str, batch: int, precision: str, compile: bool, steps: int, de
     recipe = Recipe(objective, batch, learning_rate_g=1e-4, learning_rate_d=1e-4)
     trainer = Trainer(accelerator, generator, discriminator, recipe, scaling_factor=1.0)
     side = config["latent_size"]
-    data = Batch(torch.rand(batch, 8, side, side, device=device), torch.arange(batch, device=device) % 1000)
+    data = Batch(torch.rand(batch, 8, side, side, device=device), torch.arange(batch, device=device) % classes)
     with FlopCounterMode(display=False) as counter:  # it sees nothing of what is compiled
         trainer.step(data)
     if compile:
@@ -76,6 +79,7 @@ def measure(name: str, batch: int, precision: str, compile: bool, steps: int, de
     second, peak = statistics.median(seconds), statistics.median(peaks)
     return {
         "size": name,
+        "classes": classes,
         "batch": batch,
         "precision": precision,
         "compile": compile,
@@ -91,6 +95,7 @@ def measure(name: str, batch: int, precision: str, compile: bool, steps: int, de
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", nargs="+", default=["mini", "S/2"])
+    parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch", type=int, help="default: 64 for mini, 4 on a CPU or 64 on a GPU for the others")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
@@ -101,7 +106,7 @@ def main() -> None:
     header = None
     for name in arguments.config:
         batch = arguments.batch or (64 if name == "mini" or device.type == "cuda" else 4)
-        row = measure(name, batch, arguments.precision, arguments.compile, arguments.steps, device)
+        row = measure(name, arguments.classes, batch, arguments.precision, arguments.compile, arguments.steps, device)
         if header is None:
             header = " | ".join(row)
             print(f"| {header} |\n|{' --- |' * len(row)}")
