@@ -7,6 +7,7 @@ python benchmarks/train_step.py [--config mini S/2 …] [--classes N] [--batch N
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from gat.noise import level_times
 from gat.training import Recipe, Trainer
 from stages import make_accelerator
 
+WARMUP = 2  # steps, in which torch.compile compiles
 MINI = {"width": 64, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8}
 
 
@@ -32,22 +34,28 @@ def network(name: str) -> dict:
     return {**SIZES[size]._asdict(), "patch": int(patch), "latent_size": 32}
 
 
-def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
-    """What a large matrix product reaches: 1e9 operations a second."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds = []
-    for _ in range(5):
+class Clock:
+    """Takes the time of work on a device, and, as often, of a large matrix product: machines are noisy."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.size = 8192 if device.type == "cuda" else 2048
+        self.device, self.seconds, self.product_seconds = device, [], []
+        self.factors = [torch.randn(self.size, self.size, device=device, dtype=dtype) for _ in range(2)]
+
+    def time(self, work: Callable[[], object]) -> None:
+        self.seconds.append(self._time(work))
+        self.product_seconds.append(self._time(lambda: torch.mm(*self.factors)))
+
+    def _time(self, work: Callable[[], object]) -> float:
         begin = time.perf_counter()
-        a @ b
-        synchronize(device)
-        seconds.append(time.perf_counter() - begin)
-    return 2 * size**3 / min(seconds) / 1e9
+        work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
 
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    def results(self, warmup: int) -> tuple[list[float], float]:
+        """Seconds of each piece of work, and the matrix product's 1e9 operations a second (median)."""
+        return self.seconds[warmup:], 2 * self.size**3 / statistics.median(self.product_seconds[warmup:]) / 1e9
 
 
 def measure(
@@ -67,16 +75,11 @@ def measure(
     if compile:
         generator.compile_repeated_blocks()
         discriminator.compile_repeated_blocks()
-    seconds, peaks = [], []
-    for step in range(steps + 2):
-        begin = time.perf_counter()
-        trainer.step(data)
-        synchronize(device)
-        if step > 1:
-            seconds.append(time.perf_counter() - begin)
-            if step % max(1, steps // 5) == 0:  # in the same minute, since machines are noisy
-                peaks.append(matmul_gflops(device, torch.bfloat16 if precision == "bf16" else torch.float32))
-    second, peak = statistics.median(seconds), statistics.median(peaks)
+    clock = Clock(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    for _ in range(steps + WARMUP):
+        clock.time(lambda: trainer.step(data))
+    seconds, peak = clock.results(WARMUP)
+    second = statistics.median(seconds)
     return {
         "size": name,
         "classes": classes,
