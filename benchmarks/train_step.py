@@ -34,28 +34,13 @@ def network(name: str) -> dict:
     return {**SIZES[size]._asdict(), "patch": int(patch), "latent_size": 32}
 
 
-class Clock:
-    """Takes the time of work on a device, and, as often, of a large matrix product: machines are noisy."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.size = 8192 if device.type == "cuda" else 2048
-        self.device, self.seconds, self.product_seconds = device, [], []
-        self.factors = [torch.randn(self.size, self.size, device=device, dtype=dtype) for _ in range(2)]
-
-    def time(self, work: Callable[[], object]) -> None:
-        self.seconds.append(self._time(work))
-        self.product_seconds.append(self._time(lambda: torch.mm(*self.factors)))
-
-    def _time(self, work: Callable[[], object]) -> float:
-        begin = time.perf_counter()
-        work()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - begin
-
-    def results(self, warmup: int) -> tuple[list[float], float]:
-        """Seconds of each piece of work, and the matrix product's 1e9 operations a second (median)."""
-        return self.seconds[warmup:], 2 * self.size**3 / statistics.median(self.product_seconds[warmup:]) / 1e9
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """How long a piece of work takes, to its end on the device."""
+    begin = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
 
 
 def measure(
@@ -75,11 +60,14 @@ def measure(
     if compile:
         generator.compile_repeated_blocks()
         discriminator.compile_repeated_blocks()
-    clock = Clock(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    for _ in range(steps + WARMUP):
-        clock.time(lambda: trainer.step(data))
-    seconds, peak = clock.results(WARMUP)
-    second = statistics.median(seconds)
+    size, dtype = 8192 if device.type == "cuda" else 2048, torch.bfloat16 if precision == "bf16" else torch.float32
+    factors = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(2)]
+    pairs = [  # machines are noisy: a large matrix product after every step
+        (seconds_of(lambda: trainer.step(data), device), seconds_of(lambda: torch.mm(*factors), device))
+        for _ in range(steps + WARMUP)
+    ]
+    seconds, product_seconds = zip(*pairs[WARMUP:], strict=True)
+    second, peak = statistics.median(seconds), 2 * size**3 / statistics.median(product_seconds) / 1e9
     return {
         "size": name,
         "classes": classes,
