@@ -1,7 +1,7 @@
 """Seconds of a training step, and the share of the machine's own matrix product that it reaches.
 
-python benchmarks/train_step.py [--config mini S/2 …] [--classes N] [--batch N] [--precision bf16] [--compile]
-                                [--steps N]
+python benchmarks/train_step.py [--config mini S/2 …] [--classes N] [--batch N] [--precision bf16]
+                                [--compile blocks|whole] [--steps N]
 """
 
 import argparse
@@ -22,7 +22,8 @@ from gat.noise import level_times
 from gat.training import Recipe, Trainer
 from stages import make_accelerator
 
-WARMUP = 2  # steps, in which torch.compile compiles
+WARMUP = 3  # steps, in which torch.compile compiles
+STEPS_A_PRODUCT = 4  # between two matrix products, which leave the caches cold
 MINI = {"width": 64, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8}
 
 
@@ -44,7 +45,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(
-    name: str, classes: int, batch: int, precision: str, compile: bool, steps: int, device: torch.device
+    name: str, classes: int, batch: int, precision: str, compile: str, steps: int, device: torch.device
 ) -> dict:
     config = {**network(name), "classes": classes}
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
@@ -57,16 +58,20 @@ def measure(
     data = Batch(torch.rand(batch, 8, side, side, device=device), torch.arange(batch, device=device) % classes)
     with FlopCounterMode(display=False) as counter:  # it sees nothing of what is compiled
         trainer.step(data)
-    if compile:
+    if compile == "blocks":
         generator.compile_repeated_blocks()
         discriminator.compile_repeated_blocks()
+    elif compile == "whole":
+        trainer.compile()
     size, dtype = 8192 if device.type == "cuda" else 2048, torch.bfloat16 if precision == "bf16" else torch.float32
     factors = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(2)]
-    pairs = [  # machines are noisy: a large matrix product after every step
-        (seconds_of(lambda: trainer.step(data), device), seconds_of(lambda: torch.mm(*factors), device))
-        for _ in range(steps + WARMUP)
-    ]
-    seconds, product_seconds = zip(*pairs[WARMUP:], strict=True)
+    for _ in range(WARMUP):
+        trainer.step(data)
+    seconds, product_seconds = [], []
+    for i in range(steps):
+        if i % STEPS_A_PRODUCT == 0:  # machines are noisy
+            product_seconds.append(seconds_of(lambda: torch.mm(*factors), device))
+        seconds.append(seconds_of(lambda: trainer.step(data), device))
     second, peak = statistics.median(seconds), 2 * size**3 / statistics.median(product_seconds) / 1e9
     return {
         "size": name,
@@ -89,7 +94,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch", type=int, help="default: 64 for mini, 4 on a CPU or 64 on a GPU for the others")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", choices=["no", "blocks", "whole"], default="no")
     parser.add_argument("--steps", type=int, default=5)
     arguments = parser.parse_args()
     device = make_accelerator().device

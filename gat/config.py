@@ -228,7 +228,7 @@ class Train(_Section):
 class Compute(_Section):
     """What changes speed and memory but not the result; no stage depends on it."""
 
-    compile: bool
+    compile: Literal["blocks", "whole"] | None
     activation_checkpointing: bool
     micro_batch: Positive | None
     vae_batch: Positive

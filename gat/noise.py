@@ -1,7 +1,5 @@
 """Multi-level noise guidance (MNG): what each level of a sample looks like to the discriminator (section 4.1)."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -25,21 +23,20 @@ def level_times(count: int, schedule: str = "exponential") -> list[float]:
     raise ValueError(f"schedule: {schedule!r} is none of exponential, linear, none")
 
 
-@lru_cache(maxsize=16)
-def _mixing(times: tuple[float, ...]) -> Tensor:
+def _mixing(times: tuple[float, ...]) -> list[list[float]]:
     """Matrix (K, K) that turns independent draws into the Markov chain of the levels' noise.
 
     n_i = r·n_{i+1} + sqrt(t_i² − (r·t_{i+1})²)·ε with r = (1 − t_i)/(1 − t_{i+1}); draw 0 starts the chain.
     """
-    count = len(times)
-    rows = torch.zeros(count, count, dtype=torch.float64)
-    previous, previous_time = torch.zeros(count, dtype=torch.float64), 0.0
-    for draw, level in enumerate(reversed(range(count))):
-        ratio = (1 - times[level]) / (1 - previous_time)
-        previous = ratio * previous
-        previous[draw] = (times[level] ** 2 - (ratio * previous_time) ** 2) ** 0.5
-        rows[level], previous_time = previous, times[level]
-    return rows.float()
+    rows: list[list[float]] = []  # from the cleanest level on
+    previous, previous_time = [0.0] * len(times), 0.0
+    for draw, time in enumerate(reversed(times)):
+        ratio = (1 - time) / (1 - previous_time)
+        previous = [ratio * weight for weight in previous]
+        previous[draw] = (time**2 - (ratio * previous_time) ** 2) ** 0.5
+        rows.append(previous)
+        previous_time = time
+    return rows[::-1]
 
 
 def perturb(levels: Tensor, noise: Tensor, times: tuple[float, ...] | None = None) -> Tensor:
@@ -54,6 +51,6 @@ def perturb(levels: Tensor, noise: Tensor, times: tuple[float, ...] | None = Non
         (K, B, C, H, W): (1 − t)·image + noise of standard deviation t.
     """
     times = tuple(level_times(len(noise))) if times is None else times
-    mixing = _mixing(times).to(noise)
+    mixing = torch.tensor(_mixing(times), dtype=noise.dtype, device=noise.device)
     keep = (1 - torch.tensor(times, dtype=levels.dtype, device=levels.device)).view(-1, 1, 1, 1, 1)
     return keep * levels + (mixing @ noise.flatten(1)).view_as(noise)

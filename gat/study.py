@@ -124,7 +124,7 @@ def build_run(
     work = training_gflops(cost_g, cost_d, train.batch_size, train.steps, loss.penalty > 0)
     teacher = None
     if repa.teacher is not None:
-        teacher = Teacher(repa.teacher, accelerator.device, params.compute.compile)
+        teacher = Teacher(repa.teacher, accelerator.device, params.compute.compile is not None)
         config_d |= {"repa_dim": teacher.width, "projector_dim": repa.projector_dim}
         body, cost_d = cost_d, discriminator_cost(**config_d)
         work += 3 * (cost_d.gmacs - body.gmacs) * train.batch_size * train.steps  # the head sees reals alone
@@ -132,7 +132,7 @@ def build_run(
     generator, discriminator = Generator(**config_g), Discriminator(**config_d)
     for network in (generator, discriminator):
         network.activation_checkpointing = params.compute.activation_checkpointing
-        if params.compute.compile:
+        if params.compute.compile == "blocks":
             network.compile_repeated_blocks()  # one block's code serves all: minutes less than the whole
     rate_g, rate_d = (
         learning_rate(train.learning_rate, config["width"], train.batch_size, train.scale_lr_by_width)
@@ -150,6 +150,9 @@ def build_run(
         seed=train.seed,
         micro_batch=params.compute.micro_batch,
     )
+    trainer = Trainer(accelerator, generator, discriminator, recipe, latents.scaling_factor, teacher)
+    if params.compute.compile == "whole":
+        trainer.compile()
     description = Description(
         run=name,
         width=run.width,
@@ -174,7 +177,7 @@ def build_run(
         workers=params.compute.workers,
     )
     return StudyRun(
-        trainer=Trainer(accelerator, generator, discriminator, recipe, latents.scaling_factor, teacher),
+        trainer=trainer,
         batches=TrainingBatches(
             latents,
             train.batch_size,

@@ -25,12 +25,46 @@ from gat.repa import Teacher
 from gat.seeds import generator_of
 
 BASE_WIDTH, BASE_BATCH = 768, 512
+ADAM_EPS = 1e-8
 
 
 def learning_rate(base: float, width: int, batch_size: int, scale_by_width: bool = True) -> float:
     """The paper's rule: `base` holds at width 768 and batch 512, falls as 1/width and grows as √batch."""
     width_factor = BASE_WIDTH / width if scale_by_width else 1.0
     return base * width_factor * (batch_size / BASE_BATCH) ** 0.5
+
+
+def clip_and_step(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    squares: list[Tensor],
+    step: Tensor,
+    rate: float,
+    beta: float,
+    clip: float,
+) -> Tensor:
+    """Clip the gradients and take Adam's step without momentum (β₁ = 0): where compiled, one pass over the memory.
+
+    Args:
+        weights: what is trained; changed in place.
+        gradients: of the weights; left alone.
+        squares: running means of the squared gradients; changed in place.
+        step: number of the step from 1, a scalar tensor.
+        rate: learning rate.
+        beta: β₂.
+        clip: the largest norm of all gradients together.
+
+    Returns:
+        That norm before clipping.
+    """
+    norm = nn.utils.get_total_norm(gradients)
+    scale = (clip / (norm + 1e-6)).clamp(max=1)
+    correction = (1 - beta**step).sqrt()
+    for weight, gradient, square in zip(weights, gradients, squares, strict=True):
+        gradient = scale * gradient
+        square.mul_(beta).addcmul_(gradient, gradient, value=1 - beta)
+        weight.sub_(rate * gradient / (square.sqrt() / correction + ADAM_EPS))
+    return norm
 
 
 @dataclass(frozen=True)
@@ -96,15 +130,25 @@ class Trainer:
         classes, width = generator.class_means.shape
         self._styles = torch.zeros(classes, width + 1, device=accelerator.device)  # sums and counts of a step
         optimizers = [
-            torch.optim.AdamW(network.parameters(), rate, betas=recipe.betas, eps=1e-8, weight_decay=0.0, fused=True)
-            for network, rate in ((generator, recipe.learning_rate_g), (discriminator, recipe.learning_rate_d))
+            torch.optim.AdamW(network.parameters(), lr, betas=recipe.betas, eps=ADAM_EPS, weight_decay=0.0, fused=True)
+            for network, lr in ((generator, recipe.learning_rate_g), (discriminator, recipe.learning_rate_d))
         ]
         self.generator, self.discriminator, self.optimizer_g, self.optimizer_d = accelerator.prepare(
             generator, discriminator, *optimizers
         )
         self.plain_generator: Generator = accelerator.unwrap_model(self.generator)
         self.plain_discriminator: Discriminator = accelerator.unwrap_model(self.discriminator)
+        self._discriminator_loss, self._generator_loss = discriminator_loss, generator_loss
+        self._clip_and_step: Callable[..., Tensor] | None = None
         self.steps_done = 0
+
+    def compile(self) -> None:
+        """Compile the generator, each of the losses with the discriminator in it, and the update, each as a whole."""
+        self.plain_generator.compile()
+        self._discriminator_loss = torch.compile(discriminator_loss)
+        self._generator_loss = torch.compile(generator_loss)
+        if self.recipe.betas[0] == 0:
+            self._clip_and_step = torch.compile(clip_and_step)
 
     def draw(self, step: int) -> Draws:
         """The random numbers of a step. Every process draws those of the whole batch and keeps its own part."""
@@ -158,7 +202,7 @@ class Trainer:
             with torch.set_grad_enabled(one_part):  # a single forward serves both networks' steps
                 levels, style = generate(part)
             with self._sync(self.discriminator, part is parts[-1]):
-                loss, terms = discriminator_loss(
+                loss, terms = self._discriminator_loss(
                     self.discriminator,
                     real[part],
                     levels.detach(),
@@ -181,7 +225,9 @@ class Trainer:
                     looks = (draws.looks_g[0].part(part), draws.looks_g[1].part(part))
                     with torch.no_grad(), self.accelerator.autocast():
                         class_map = self.plain_discriminator.map_classes(labels[part])
-                    loss = generator_loss(self.plain_discriminator, real[part], levels, class_map, looks, objective)
+                    loss = self._generator_loss(
+                        self.plain_discriminator, real[part], levels, class_map, looks, objective
+                    )
                     self.accelerator.backward(loss / len(parts))
                 logs["loss_g"] = logs.get("loss_g", 0) + loss.detach() / len(parts)
                 self._collect_styles(style.detach(), labels[part])
@@ -198,10 +244,24 @@ class Trainer:
         return nullcontext() if last else self.accelerator.no_sync(network)
 
     def _update(self, network: nn.Module, optimizer: Any) -> Tensor:
-        norm = self.accelerator.clip_grad_norm_(network.parameters(), self.recipe.clip)
-        optimizer.step()
+        if self._clip_and_step is not None and optimizer.state:
+            norm = self._update_compiled(self._clip_and_step, optimizer)
+        else:
+            norm = self.accelerator.clip_grad_norm_(network.parameters(), self.recipe.clip)
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm
+
+    @torch.no_grad()
+    def _update_compiled(self, clip_and_step: Callable[..., Tensor], optimizer: Any) -> Tensor:
+        """As the optimizer itself; its first moment, which nothing reads where β₁ = 0, is left as it is."""
+        (group,) = optimizer.param_groups
+        weights, states = group["params"], [optimizer.state[weight] for weight in group["params"]]
+        torch._foreach_add_([state["step"] for state in states], 1)
+        gradients, squares = [weight.grad for weight in weights], [state["exp_avg_sq"] for state in states]
+        return clip_and_step(
+            weights, gradients, squares, states[0]["step"], group["lr"], group["betas"][1], self.recipe.clip
+        )
 
     def _collect_styles(self, style: Tensor, labels: Tensor) -> None:
         """Add styles and counts to those of their class."""

@@ -62,7 +62,7 @@ def test_a_change_reruns_what_depends_on_it_alone(project):
         ("model.width", 20, [TRAIN]),
         ("study.S-2.width", 4, ["train@S-2"]),
         ("evaluate.samples", 300, ["evaluate@B-2", "evaluate@B-4", "evaluate@S-2", EVALUATE]),
-        ("compute.compile", True, []),
+        ("compute.compile", "blocks", []),
     ):
         project.set(key, value)
         assert project.would_run() == sorted(stages), key

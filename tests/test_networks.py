@@ -4,7 +4,7 @@ from conftest import ROOT
 from safetensors import safe_open
 
 from gat.cost import discriminator_cost, generator_cost
-from gat.networks import SIZES, Discriminator, Generator, sincos_table
+from gat.networks import SIZES, Discriminator, EqualizedLinear, Generator, LinearInParts, sincos_table
 from gat.noise import perturb
 from gat.official import load_discriminator, load_generator
 
@@ -172,3 +172,17 @@ def test_features_need_a_head():
     discriminator = Discriminator(**TINY, class_map_dim=24)
     with pytest.raises(ValueError, match="repa_dim"):
         discriminator(torch.zeros(4, 1, 4, 8, 8), torch.tensor([0]), return_features=True)
+
+
+@pytest.mark.parametrize(("rows", "sides", "in_parts"), [(10, (1024, 1032), True), (10, (1028, 1032), False)])
+def test_linear_layer_in_parts_is_the_same_layer(rows, sides, in_parts):
+    torch.manual_seed(0)
+    layer = EqualizedLinear(*sides).double()
+    inputs = torch.randn(rows, sides[0], dtype=torch.double, requires_grad=True)
+    assert LinearInParts.pays(inputs, layer.weight) == in_parts
+    weighting = torch.randn(rows, sides[1], dtype=torch.double)
+    of = inputs, layer.weight, layer.bias
+    got, want = layer(inputs), torch.nn.functional.linear(*of) / 100
+    torch.testing.assert_close(got, want)
+    for ours, theirs in zip(*(torch.autograd.grad((y * weighting).sum(), of) for y in (got, want)), strict=True):
+        torch.testing.assert_close(ours, theirs)

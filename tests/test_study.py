@@ -65,18 +65,26 @@ def test_seed_decides_the_weights(accelerator, latents):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_networks_train_as_others_do(accelerator, latents, checkpointing):
-    def trained(compile: bool) -> torch.Tensor:
-        options = {"compute__compile": compile, "compute__activation_checkpointing": compile and checkpointing}
-        run = build_run(params(train__steps=3, **options), "model", latents, accelerator)
-        assert (run.trainer.plain_generator.blocks[0]._compiled_call_impl is not None) == compile
+@pytest.mark.parametrize(
+    "compute",
+    [
+        {"compute__compile": "blocks"},
+        {"compute__compile": "blocks", "compute__activation_checkpointing": True},
+        {"compute__compile": "whole"},
+    ],
+)
+def test_compiled_networks_train_as_others_do(accelerator, latents, compute):
+    def trained(**compute: object) -> torch.Tensor:
+        run = build_run(params(train__steps=3, **compute), "model", latents, accelerator)
+        generator, discriminator = run.trainer.plain_generator, run.trainer.plain_discriminator
+        parts = {"blocks": generator.blocks[0], "whole": generator}
+        compiled = [name for name, part in parts.items() if part._compiled_call_impl is not None]
+        assert compiled == [compute["compute__compile"]] if compute else not compiled
         run.fit(None)
-        networks = run.trainer.plain_generator, run.trainer.plain_discriminator
-        return torch.cat([p.detach().flatten() for network in networks for p in network.parameters()])
+        return torch.cat([p.detach().flatten() for p in (*generator.parameters(), *discriminator.parameters())])
 
-    want = trained(False)
-    assert ((trained(True) - want).norm() / want.norm()).item() < 1e-4
+    want, got = trained(), trained(**compute)
+    assert ((got - want).norm() / want.norm()).item() < 1e-4
 
 
 def test_fingerprint_is_of_what_defines_the_run_and_nothing_else(latents, tmp_path):
