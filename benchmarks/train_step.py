@@ -48,6 +48,7 @@ def measure(
     name: str, classes: int, batch: int, precision: str, compile: str, steps: int, device: torch.device
 ) -> dict:
     config = {**network(name), "classes": classes}
+    torch.compiler.reset()  # of the size before
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
     torch.manual_seed(0)
     generator, discriminator = Generator(**config), Discriminator(**config)

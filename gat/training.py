@@ -143,12 +143,12 @@ class Trainer:
         self.steps_done = 0
 
     def compile(self) -> None:
-        """Compile the generator, each of the losses with the discriminator in it, and the update, each as a whole."""
+        """Compile the generator, and each of the losses with the discriminator in it; on a CPU the update, too."""
         self.plain_generator.compile()
         self._discriminator_loss = torch.compile(discriminator_loss)
         self._generator_loss = torch.compile(generator_loss)
-        if self.recipe.betas[0] == 0:
-            self._clip_and_step = torch.compile(clip_and_step)
+        if self.recipe.betas[0] == 0 and self.accelerator.device.type == "cpu":  # a GPU's AdamW is one pass already
+            self._clip_and_step = torch.compile(clip_and_step, dynamic=False)
 
     def draw(self, step: int) -> Draws:
         """The random numbers of a step. Every process draws those of the whole batch and keeps its own part."""

@@ -14,7 +14,7 @@ from gat.latents import TrainingBatches
 from gat.losses import Objective
 from gat.networks import Discriminator, Generator
 from gat.noise import level_times
-from gat.training import Plan, Recipe, Trainer, fit, learning_rate
+from gat.training import Plan, Recipe, Trainer, clip_and_step, fit, learning_rate
 
 SIZE = {"width": 16, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8, "classes": 10}
 RECIPE = Recipe(
@@ -51,6 +51,23 @@ def test_learning_rate_is_the_papers_at_its_own_size_and_follows_width_and_batch
     assert learning_rate(2e-4, 384, 512) == pytest.approx(4e-4)
     assert learning_rate(2e-4, 1152, 128) == pytest.approx(2e-4 * 768 / 1152 / 2)
     assert learning_rate(2e-4, 384, 512, scale_by_width=False) == pytest.approx(2e-4)
+
+
+def test_update_in_one_pass_is_clipping_and_adam():
+    torch.manual_seed(0)
+    weights = [torch.randn(3, 5), torch.randn(7)]
+    theirs = [torch.nn.Parameter(weight.clone()) for weight in weights]
+    squares = [torch.zeros_like(weight) for weight in weights]
+    adam = torch.optim.AdamW(theirs, 1e-2, betas=(0.0, 0.99), weight_decay=0.0)
+    for step, size in enumerate([0.1, 3.0, 0.01], start=1):  # the second is clipped
+        gradients = [size * torch.randn_like(weight) for weight in weights]
+        for weight, gradient in zip(theirs, gradients, strict=True):
+            weight.grad = gradient.clone()
+        want = torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+        adam.step()
+        got = clip_and_step(weights, gradients, squares, torch.tensor(float(step)), 1e-2, 0.99, 1.0)
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(weights, [weight.detach() for weight in theirs])
 
 
 def test_resumed_run_equals_uninterrupted_run(accelerator, latents, tmp_path):
