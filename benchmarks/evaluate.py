@@ -1,6 +1,7 @@
 """Samples to features in memory, against writing PNGs and calling clean-fid on the folder.
 
-python benchmarks/evaluate.py PIPELINE EXTRACTOR [--samples N] [--batch N] [--rounds N] [--workers N] [--png-batch N]
+python benchmarks/evaluate.py PIPELINE EXTRACTOR [--samples N] [--batch N] [--vae-batch N] [--rounds N]
+                                                 [--workers N] [--png-batch N]
 (after dvc repro: runs/XL-2/pipeline data/extractor)
 
 Both paths in turn, since machines are noisy; medians over the rounds. clean-fid reads the folder with its own defaults,
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("extractor", type=Path)
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=200)
+    parser.add_argument("--vae-batch", type=int, default=256, help="compute.vae_batch (default: the study's, 256)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=12, help="of clean-fid (default: its own, 12)")
     parser.add_argument("--png-batch", type=int, default=32, help="of clean-fid (default: its own, 32)")
@@ -38,7 +40,7 @@ def main() -> None:
     device = make_accelerator().device
     pipeline, extractor = GATPipeline.from_pretrained(arguments.pipeline), Extractor(arguments.extractor, device)
     generator, vae = pipeline.generator.to(device), load_vae(arguments.pipeline / "vae", device)
-    sampler = Sampler(generator, vae, seed=0)
+    sampler = Sampler(generator, vae, seed=0, vae_batch=arguments.vae_batch)
     sampler(0, arguments.batch)  # warm
     reference = Reference.of(extractor(Sampler(generator, vae, seed=1)(0, 500)))
 
