@@ -1,4 +1,5 @@
-# `make repro` and `make test` are all that a fresh clone needs.
+# `make repro` and `make test` are all that a fresh clone needs. JOBS=N: trainings side by side, where all cores or
+# GPUs are too many or too few.
 PYTHON ?= python3
 READY := .venv/installed
 # The graph's commands say just `python`.
@@ -6,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: repro test lint lock
 repro: $(READY)
-	.venv/bin/dvc repro
+	.venv/bin/python -m stages.repro $(if $(JOBS),--jobs $(JOBS))
 
 test: $(READY) lint
 	.venv/bin/python -m pytest

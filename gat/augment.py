@@ -52,25 +52,21 @@ def draw_augmentation(count: int, size: int, strength: Strength, rng: torch.Gene
     return Draw(brightness, saturation, contrast, shift, center, uniform() < strength.flip)
 
 
-def _moves(shift: Tensor, size: int, mirrored: Tensor | None = None) -> Tensor:
-    """0/1 matrices (B, size, size) that take output index i from input index i − shift (nothing from outside).
-
-    Moving pixels by a matrix product makes the gradient one too, exact in any precision.
-    """
-    index = torch.arange(size, device=shift.device)
-    target = index.expand(len(shift), size)
-    if mirrored is not None:
-        target = torch.where(mirrored[:, None], size - 1 - index, target)
-    return ((target - shift[:, None])[:, :, None] == index).float()
-
-
 def move(images: Tensor, draw: Draw, scale: float = 1) -> Tensor:
-    """Translate and mirror images (B, C, H, W); `scale` is their side over the latent's, for a teacher's image."""
+    """Translate and mirror images (B, C, H, W); `scale` is their side over the latent's, for a teacher's image.
+
+    Pixels are copied, not multiplied: a GPU's TF32 would round them.
+    """
     size = images.shape[-1]
-    shift = (draw.shift * scale).round()
-    rows = _moves(shift[:, 0], size).to(images.dtype)
-    columns = _moves(shift[:, 1], size, draw.flip).to(images.dtype)
-    return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
+    shift = (draw.shift * scale).round().long()
+    index = torch.arange(size, device=images.device)
+    rows = index - shift[:, :1]  # (B, size): where each row of the result comes from
+    columns = torch.where(draw.flip[:, None], size - 1 - index, index) - shift[:, 1:]
+    rows_inside, columns_inside = ((axis >= 0) & (axis < size) for axis in (rows, columns))
+    inside = rows_inside[:, :, None] & columns_inside[:, None, :]
+    source = rows.clamp(0, size - 1)[:, :, None] * size + columns.clamp(0, size - 1)[:, None, :]
+    pixels = images.flatten(2).gather(2, source.flatten(1)[:, None].expand(-1, images.shape[1], -1))
+    return pixels.view_as(images) * inside[:, None]
 
 
 def augment(levels: Tensor, draw: Draw, strength: Strength, reference: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 HEAD_SIZE = 64  # that `heads: auto` aims at
+MODEL = "model"  # the model under test
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -172,6 +173,12 @@ class Run(Network):
         return Network(**(values | changed))
 
 
+class ModelUnderTest(Run):
+    """The run that experiments change; it is trained once."""
+
+    seed: Seed
+
+
 class Levels(_Section):
     """Multi-level noise guidance."""
 
@@ -199,6 +206,7 @@ class Loss(_Section):
     levels: Levels
     augment: Augment
     penalty: NonNegative
+    scale_penalty_by_pixels: bool
     class_map_dim: Positive
 
 
@@ -220,14 +228,17 @@ class Train(_Section):
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     clip: Rate
     ema: Annotated[float, Field(ge=0, lt=1)]
-    seed: Seed
+    style_gain: Rate
+    decay_start: Annotated[float, Field(ge=0, lt=1)]
+    decay_to: Share
     eval_every: Positive
     eval_samples: Annotated[int, Field(ge=100)]
 
 
 class Compute(_Section):
-    """What changes speed and memory but not the result; no stage depends on it."""
+    """What changes speed and memory but not the result, rounding aside; no stage depends on it."""
 
+    threads: Positive | None
     compile: Literal["blocks", "whole"] | None
     activation_checkpointing: bool
     micro_batch: Positive | None
@@ -253,35 +264,52 @@ class Settings(NamedTuple):
     repa: Repa
 
 
+class Training(NamedTuple):
+    """One training: of a run of the study with a seed, or of the model under test. Stages are named after it."""
+
+    run: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Where it is below `runs/` and `results/`."""
+        return MODEL if self.run == MODEL else f"{self.run}/seed-{self.seed}"
+
+    def stage(self, name: str) -> str:
+        """What dvc.yaml calls one of its stages."""
+        return f"{name}-{MODEL}" if self.run == MODEL else f"{name}@{self.run}-{self.seed}"
+
+
 class Params(_Section):
     """All of params.yaml."""
 
     data: Data
     vae: Vae
     metrics: Metrics
-    model: Run
+    model: ModelUnderTest
     loss: Loss
     repa: Repa
     train: Train
     evaluate: Evaluate
     study: dict[str, Run]
-    runs: dict[str, str]
+    runs: list[str]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     compute: Compute
     report: Report
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        known = {"model": "model"} | {entry: f"study.{entry}" for entry in self.study}
-        for name, key in self.runs.items():
-            _require(name in known, "runs", name, "model or an entry of study: " + ", ".join(known))
-            _require(key == known[name], f"runs.{name}", key, known[name])
-        _require("model" in self.runs, "runs", [*self.runs], "model must be among them; DVC's metrics are its")
+        for name in self.runs:
+            _require(name in self.study, "runs", name, "entries of study: " + ", ".join(self.study))
+        _require(MODEL not in self.study, "study", MODEL, "other names; model is the model under test")
+        for key, values in (("runs", self.runs), ("seeds", self.seeds)):
+            _require(len({*values}) == len(values), key, values, "each once")
         _require_file("data.source", self.data.source)
         _require_file("vae.pretrained", self.vae.pretrained)
         _require_file("metrics.reference", self.metrics.reference)
         trained_here = self.metrics.extractor == "classifier"
         _require(not trained_here or self.metrics.classifier is not None, "metrics.classifier", None, "its recipe")
-        for name in self.runs:
+        for name in (MODEL, *self.runs):
             self._check_run(name)
         if self.vae.pretrained is None:
             _require(self.vae.recipe is not None, "vae.recipe", None, "a recipe, vae.pretrained being null")
@@ -307,21 +335,19 @@ class Params(_Section):
             ParamsError: they do not.
         """
         _require(latent_size % 1 == 0, "data.resolution", self.data.resolution, "multiples of the VAE's factor")
-        for name, key in self.runs.items():
-            run = self.settings(name).run
+        for name in (MODEL, *self.runs):
+            run, key = self.settings(name).run, self.key(name)
             for where, network in ((key, run), (f"{key}.discriminator", run.discriminator_network)):
                 allowed = f"divisors of {latent_size:.0f}, the latents' side"
                 fits = run.pretrained is not None or latent_size % network.patch == 0
                 _require(fits, f"{where}.patch", network.patch, allowed)
 
     def _check_run(self, name: str) -> None:
-        key = self.runs[name]
+        key = self.key(name)
         run, loss, _, repa = self.settings(name)
         if run.pretrained is not None:
             return
         _require_file(f"{key}.repa.teacher" if "teacher" in run.repa else "repa.teacher", repa.teacher)
-        flip = loss.augment.flip
-        _require(flip == 0 or self.data.mirror, "loss.augment.flip", flip, "0 where data.mirror is false")
         for where, network in ((key, run), (f"{key}.discriminator", run.discriminator_network)):
             width, heads = network.width, network.head_count
             _require(width % heads == 0, f"{where}.width", width, f"multiples of {where}.heads ({heads})")
@@ -331,15 +357,25 @@ class Params(_Section):
         levels = loss.levels.used
         _require(run.depth % levels == 0, f"{key}.depth", run.depth, f"multiples of loss.levels.count ({levels})")
 
+    @property
+    def trainings(self) -> list[Training]:
+        """All of them: the model under test once, every run of the study with every seed."""
+        study = [Training(run, seed) for run in self.runs for seed in self.seeds]
+        return [Training(MODEL, self.model.seed), *study]
+
+    @staticmethod
+    def key(name: str) -> str:
+        """Where in params.yaml the size of a run is."""
+        return name if name == MODEL else f"study.{name}"
+
     def settings(self, name: str) -> Settings:
         """The size, the losses, the optimization and the teacher of a run, with what it overrides.
 
         Raises:
             ParamsError: there is no such run, or an override is wrong.
         """
-        _require(name in self.runs, "run", name, ", ".join(self.runs))
-        key = self.runs[name]
-        run = self.model if key == "model" else self.study[name]
+        _require(name == MODEL or name in self.runs, "run", name, ", ".join((MODEL, *self.runs)))
+        key, run = self.key(name), self.model if name == MODEL else self.study[name]
         return Settings(
             run,
             _overridden(self.loss, run.loss, f"{key}.loss"),

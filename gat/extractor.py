@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ FEATURES = 64
 
 
 class Classifier(nn.Module):
-    """Small convolutional classifier whose penultimate layer has 64 features."""
+    """Small convolutional classifier whose penultimate layer has 64 features, of unit variance once it is trained."""
 
     def __init__(self, size: int, classes: int, width: int = 32) -> None:
         super().__init__()
@@ -51,18 +51,33 @@ class Classifier(nn.Module):
         """Features (B, 64) of images (B, 3, H, W) in 0–255."""
         return self.body(images / 127.5 - 1)
 
-    def classify(self, images: Tensor) -> Tensor:
-        """Class logits (B, classes)."""
-        return self.head(F.relu(self(images)))
+    def logits(self, features: Tensor) -> Tensor:
+        """Class logits (B, classes) of features (B, 64)."""
+        return self.head(F.relu(features))
+
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        """Multiply the features by a positive factor, and leave the logits as they are."""
+        for parameter in self.body[-1].parameters():
+            parameter.mul_(factor)
+        self.head.weight.div_(factor)
+
+
+class TrainedClassifier(NamedTuple):
+    """A classifier with what is known of it."""
+
+    classifier: Classifier
+    accuracy: float  # 0–1, on images held out
+    scale: float  # of the features as they came out of training: a FID in those is scale² times as large
 
 
 def train_classifier(
     images: Images, steps: int, batch_size: int, learning_rate: float, seed: int, progress: bool = True
-) -> tuple[Classifier, float]:
+) -> TrainedClassifier:
     """Train a classifier on nine tenths of the images, shifted by up to two pixels for robustness.
 
-    Returns:
-        The classifier and its accuracy (0–1) on the held-out tenth.
+    Its features are then scaled so that their variance over those images, averaged over the features, is 1: distances
+    such as FID and KID have no other unit than the features'.
 
     Raises:
         ParamsError: there is but one class.
@@ -80,20 +95,17 @@ def train_classifier(
         index = np.sort(rng.choice(train, batch_size))
         batch = torch.from_numpy(images[index]).permute(0, 3, 1, 2).float()
         batch = torch.roll(batch, tuple(rng.integers(-2, 3, size=2)), dims=(2, 3))
-        loss = F.cross_entropy(model.classify(batch), torch.from_numpy(images.labels[index]), label_smoothing=0.1)
+        loss = F.cross_entropy(model.logits(model(batch)), torch.from_numpy(images.labels[index]), label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     model.eval().requires_grad_(False)
-    predicted = torch.cat(
-        [model.classify(torch.from_numpy(images[i]).permute(0, 3, 1, 2).float()).argmax(1) for i in _chunks(held_out)]
-    )
-    return model, (predicted.numpy() == images.labels[held_out]).mean().item()
-
-
-def _chunks(index: np.ndarray, size: int = 256) -> list[np.ndarray]:
-    return [index[i : i + size] for i in range(0, len(index), size)]
+    features = torch.cat([model(torch.from_numpy(part).permute(0, 3, 1, 2).float()) for part in images.batches(256)])
+    scale = features[train].var(0).mean().sqrt().item()
+    predicted = model.logits(features[held_out]).argmax(1)
+    model.rescale(1 / scale)
+    return TrainedClassifier(model, (predicted.numpy() == images.labels[held_out]).mean().item(), scale)
 
 
 class Extractor:
@@ -115,10 +127,11 @@ class Extractor:
         self.resize: Callable[[np.ndarray], np.ndarray]
         self.model: Callable[[Tensor], Tensor]
         self._native: int | None = None
+        self._classifier: Classifier | None = None
         if self.name == "classifier":
             classifier = Classifier(**config["classifier"])
             classifier.load_state_dict(load_file(folder / "classifier.safetensors"))
-            self.model = classifier.to(self.device).eval().requires_grad_(False)
+            self.model = self._classifier = classifier.to(self.device).eval().requires_grad_(False)
             self._native = config["classifier"]["size"]
             self.resize = make_resizer("PIL", False, "bicubic", (self._native, self._native))
         else:
@@ -135,19 +148,23 @@ class Extractor:
         batch = torch.tensor(images, device=self.device).permute(0, 3, 1, 2).float()
         return self.model(batch).float().cpu().numpy()
 
+    def classify(self, features: np.ndarray) -> np.ndarray | None:
+        """Which class (B,) features (B, d) belong to; None where the extractor knows no classes."""
+        if self._classifier is None:
+            return None
+        return self._classifier.logits(torch.from_numpy(features).to(self.device)).argmax(1).cpu().numpy()
 
-def save_extractor(
-    folder: Path, name: str, mode: str, classifier: Classifier | None = None, accuracy: float | None = None
-) -> None:
-    """Write an extractor folder; a classifier and its held-out accuracy go with the name `classifier`.
+
+def save_extractor(folder: Path, name: str, mode: str, trained: TrainedClassifier | None = None) -> None:
+    """Write an extractor folder; a trained classifier goes with the name `classifier`.
 
     With the name `inception` the weights are fetched into it, unless they are there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"name": name, "mode": mode}
-    if classifier is not None:
-        config |= {"accuracy": accuracy, "classifier": classifier.config}
-        save_file(classifier.state_dict(), folder / "classifier.safetensors")
+    if trained is not None:
+        config |= {"accuracy": trained.accuracy, "scale": trained.scale, "classifier": trained.classifier.config}
+        save_file(trained.classifier.state_dict(), folder / "classifier.safetensors")
     else:
         check_download_inception(str(folder))
     (folder / "extractor.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -271,6 +271,15 @@ class Images:
                 pixels[place] = np.asarray(image)
         return pixels
 
+    def of_classes(self, classes: int = 10, each: int = 10) -> np.ndarray:
+        """Images of each of the first classes, spread over its own, class after class: uint8 (N, H, W, 3).
+
+        Classes with fewer than `each` are passed over.
+        """
+        rows = [np.flatnonzero(self.labels == label) for label in range(len(self.classes))]
+        enough = [own for own in rows if len(own) >= each][:classes]
+        return self[np.concatenate([own[np.linspace(0, len(own) - 1, each).astype(int)] for own in enough])]
+
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         """The images from `start` to `stop`, in order, `size` at a time."""
         stop = len(self) if stop is None else stop

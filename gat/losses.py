@@ -10,6 +10,21 @@ from gat.augment import Draw, Strength, augment
 from gat.noise import perturb
 
 PENALTY_STEP = 0.01  # σ of the finite difference that stands in for a gradient
+BASE_LATENT = 32  # side of the latents for which the paper gives γ
+
+
+def penalty_weight(base: float, latent_size: int, scale_by_pixels: bool = True) -> float:
+    """γ of aR1 and aR2: `base` holds for latents of side 32, and grows as their number of pixels.
+
+    The penalties are squared slopes along a step of the same size in every pixel, so they too grow as that number
+    falls: the more an image shrinks, the more each pixel of it says. StyleGAN2-ADA's rule is the same.
+    """
+    return base * (latent_size / BASE_LATENT) ** 2 if scale_by_pixels else base
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x`, in float32 where its type is a narrower one."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Judge(Protocol):
@@ -93,7 +108,7 @@ def discriminator_loss(
         logits = judge(batch, class_labels)
     else:
         logits, features = judge(batch, class_labels, True, len(real))
-    logits = logits.float().chunk(len(views))
+    logits = at_least_float32(logits).chunk(len(views))
     gap = logits[0] - logits[1]
     adversarial = F.softplus(-gap).mean()
     parts = {"loss_d": adversarial, "gap": gap.mean()}
@@ -113,13 +128,13 @@ def repa_loss(features: Features, target: Features) -> Tensor:
 
     The teacher's patches are resized to the discriminator's grid, bicubically, where their numbers differ.
     """
-    patches, grid = target.patches.float(), round(features.patches.shape[1] ** 0.5)
+    patches, grid = at_least_float32(target.patches), round(features.patches.shape[1] ** 0.5)
     if len(patches[0]) != grid * grid:
         side = round(len(patches[0]) ** 0.5)
         maps = patches.transpose(1, 2).unflatten(2, (side, side))
         patches = F.interpolate(maps, (grid, grid), mode="bicubic").flatten(2).transpose(1, 2)
-    of_cls = 1 - F.cosine_similarity(features.cls.float(), target.cls.float(), dim=-1)
-    of_patches = 1 - F.cosine_similarity(features.patches.float(), patches, dim=-1)
+    of_cls = 1 - F.cosine_similarity(at_least_float32(features.cls), at_least_float32(target.cls), dim=-1)
+    of_patches = 1 - F.cosine_similarity(at_least_float32(features.patches), patches, dim=-1)
     return (of_cls + of_patches.mean(1)).mean()
 
 
@@ -133,4 +148,4 @@ def generator_loss(
     with torch.no_grad():
         real_logits = judge(seen(real[None], looks[0], objective), class_labels)
     fake_logits = judge(seen(fake, looks[1], objective), class_labels)
-    return F.softplus((real_logits - fake_logits).float()).mean()
+    return F.softplus(at_least_float32(real_logits - fake_logits)).mean()

@@ -21,11 +21,13 @@ class Reference:
     Attributes:
         mu, sigma: mean (d,) and covariance (d, d).
         features: (n, d) of some of the images, for KID, precision and recall; None where only the above is known.
+        labels: (n,) classes of those, for the spread within classes; None where they are not known.
     """
 
     mu: np.ndarray
     sigma: np.ndarray
     features: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     @classmethod
     def of(cls, features: np.ndarray) -> "Reference":
@@ -34,17 +36,17 @@ class Reference:
 
     @classmethod
     def load(cls, path: str | Path) -> "Reference":
-        """Read an `.npz` with `mu` and `sigma` and perhaps `features`."""
+        """Read an `.npz` with `mu` and `sigma` and perhaps `features` and `labels`."""
         with np.load(path, allow_pickle=False) as file:
-            return cls(file["mu"], file["sigma"], file.get("features"))
+            return cls(file["mu"], file["sigma"], file.get("features"), file.get("labels"))
 
     def save(self, path: str | Path) -> None:
         """Write what `load` reads."""
-        arrays = {"mu": self.mu, "sigma": self.sigma, "features": self.features}
+        arrays = {"mu": self.mu, "sigma": self.sigma, "features": self.features, "labels": self.labels}
         np.savez(path, allow_pickle=False, **{name: array for name, array in arrays.items() if array is not None})
 
 
-def spread(count: int, keep: int) -> np.ndarray:
+def evenly_spaced(count: int, keep: int) -> np.ndarray:
     """Which `keep` of `count` items to keep, evenly spread, since sources are often in the order of their classes."""
     return np.linspace(0, count - 1, min(keep, count)).round().astype(int)
 
@@ -65,6 +67,13 @@ def fid(features: np.ndarray, reference: Reference) -> float:
     """Fréchet distance of features (N, d) to the reference (FID); smaller is better."""
     mu, sigma = np.mean(features, axis=0), np.cov(features, rowvar=False)
     return float(frechet_distance(mu, sigma, reference.mu, reference.sigma))
+
+
+def fid_of_halves(features: np.ndarray, seed: int = 0) -> float:
+    """FID of a random half of features (N, d) against the other: what as few samples of perfection would get."""
+    order = np.random.default_rng(seed).permutation(len(features))
+    first, second = np.array_split(features[order], 2)
+    return fid(first, Reference.of(second))
 
 
 @contextmanager
@@ -105,3 +114,12 @@ def precision_recall(
     """
     fake, real = (torch.from_numpy(f).to(device, torch.float32) for f in (features, reference))
     return _covered(fake, real, _radii(real)), _covered(real, fake, _radii(fake))
+
+
+def class_spread(features: np.ndarray, labels: np.ndarray) -> float:
+    """Variance of features (N, d) within their class, summed over the features and averaged over the classes.
+
+    Relative to that of the reals it tells collapse from quality: 0 where each class is a single image.
+    """
+    classes = [features[labels == label] for label in np.unique(labels)]
+    return float(np.mean([rows.var(axis=0, ddof=1).sum() for rows in classes if len(rows) > 1]))

@@ -25,7 +25,6 @@ SIZES = {"S": Size(12, 384, 6), "B": Size(12, 768, 12), "L": Size(24, 1024, 16),
 
 Z_DIM = 64  # of the noise z, and of the class embedding beside it
 EQUALIZED_GAIN = 0.01
-ADALN_GAIN = 0.1
 CLASS_MEAN_DECAY = 0.995
 FEW_TOKENS = 64
 FEW_ROWS, LARGE_WEIGHT, WEIGHT_PARTS = 64, 2**20, 8
@@ -42,7 +41,7 @@ def sincos_table(grid: int, width: int) -> Tensor:
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)
     column, row = axis.repeat(grid, 1), axis.repeat_interleave(grid, 0)
-    return torch.cat([column, row], dim=1).float()
+    return torch.cat([column, row], dim=1).to(torch.get_default_dtype())
 
 
 def rotary_table(grid: int, head_dim: int, prefix: int = 0) -> Tensor:
@@ -55,7 +54,7 @@ def rotary_table(grid: int, head_dim: int, prefix: int = 0) -> Tensor:
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
     angles = torch.cat([angle.repeat_interleave(grid, 0), angle.repeat(grid, 1)], dim=1)
     angles = torch.cat([angles.new_zeros(prefix, head_dim // 2), angles])
-    return torch.stack([angles.cos(), angles.sin()], dim=-1).float()
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).to(torch.get_default_dtype())
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
@@ -163,11 +162,13 @@ def equalized_mlp(dim_in: int, dim: int) -> nn.Sequential:
     return nn.Sequential(EqualizedLinear(dim_in, dim), nn.SiLU(), EqualizedLinear(dim, dim))
 
 
-def initialize(network: nn.Module) -> None:
-    """Xavier-uniform weights, zero biases, N(0, 0.02²) embeddings; the paper's gains for style layers."""
+def initialize(network: nn.Module, style_gain: float = 0.1) -> None:
+    """Xavier-uniform weights, zero biases, N(0, 0.02²) embeddings; gains: mapping 100, style layers `style_gain`."""
+    styles = {module.style for module in network.modules() if isinstance(module, StyledBlock | ImageHead)}
     for module in network.modules():
         if isinstance(module, nn.Linear):
             gain = 1 / EQUALIZED_GAIN if isinstance(module, EqualizedLinear) else 1.0
+            gain = style_gain if module in styles else gain
             nn.init.xavier_uniform_(module.weight, gain=gain)
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
@@ -175,8 +176,6 @@ def initialize(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, StyledBlock | ImageHead):
-            nn.init.xavier_uniform_(module.style.weight, gain=ADALN_GAIN)
 
 
 class StyledBlock(nn.Module):
@@ -221,6 +220,7 @@ class Generator(ModelMixin, ConfigMixin):
         latent_size, channels: the latents are (channels, latent_size, latent_size).
         classes: number of classes.
         levels: images read off after block depth/levels, 2·depth/levels, …; depth is a multiple of it.
+        style_gain: gain of the style layers' first weights (paper: 0.1); the larger, the more a block does at first.
     """
 
     _repeated_blocks = ("StyledBlock",)  # what `compile_repeated_blocks` compiles
@@ -236,6 +236,7 @@ class Generator(ModelMixin, ConfigMixin):
         channels: int = 4,
         classes: int = 1000,
         levels: int = 4,
+        style_gain: float = 0.1,
     ) -> None:
         super().__init__()
         grid = latent_size // patch
@@ -245,9 +246,9 @@ class Generator(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(StyledBlock(width, heads) for _ in range(depth))
         self.image_heads = nn.ModuleList(ImageHead(width, patch, channels) for _ in range(levels))
         self.register_buffer("class_means", torch.zeros(classes, width))
-        self.register_buffer("positions", sincos_table(grid, width), persistent=False)
+        self.register_buffer("positions", sincos_table(grid, width))  # saved, since the release trains it
         self.register_buffer("rotary", rotary_table(grid, width // heads), persistent=False)
-        initialize(self)
+        initialize(self, style_gain)
 
     def style(
         self, z: Tensor, class_labels: Tensor, truncation_psi: float = 0.0, guidance_scale: float = 1.0
@@ -389,7 +390,7 @@ class Discriminator(ModelMixin, ConfigMixin):
                 nn.SiLU(),
                 nn.Linear(projector_dim, repa_dim),
             )
-        self.register_buffer("positions", sincos_table(grid, width), persistent=False)
+        self.register_buffer("positions", sincos_table(grid, width))
         self.register_buffer("rotary", rotary_table(grid, width // heads, prefix=1), persistent=False)
         initialize(self)
 

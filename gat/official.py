@@ -37,9 +37,9 @@ _COMMON = {
     r"^final_layer\.1\.": "to_class_map.",
     r"^proj\.": "repa_head.",
     r"^w_avg$": "class_means",
+    r"^pos_embed$": "positions",
 }
-# Tables that follow from the sizes, and the generator's patch embedding, which the release multiplies by zero.
-_DERIVED = ("pos_embed", "feat_rope.")
+_DERIVED = ("feat_rope.",)  # tables that follow from the sizes
 
 
 def _renamed(state_dict: dict[str, Tensor], *, drop: tuple[str, ...] = ()) -> dict[str, Tensor]:
@@ -48,7 +48,7 @@ def _renamed(state_dict: dict[str, Tensor], *, drop: tuple[str, ...] = ()) -> di
         if not name.startswith(_DERIVED + drop):
             for pattern, replacement in _COMMON.items():
                 name = re.sub(pattern, replacement, name)
-            renamed[name] = tensor
+            renamed[name] = tensor[0] if name == "positions" else tensor  # theirs has a dimension for the batch
     return renamed
 
 
@@ -58,7 +58,7 @@ def _depth(state: dict[str, Tensor]) -> int:
 
 def load_generator(state_dict: dict[str, Tensor], heads: int) -> Generator:
     """`Generator` with the weights of the release's; KeyError or RuntimeError on missing or unknown names."""
-    state = _renamed(state_dict, drop=("x_embedder.",))
+    state = _renamed(state_dict, drop=("x_embedder.",))  # which the release multiplies by zero
     classes, width = state_dict["w_avg"].shape
     channels, patch = state_dict["x_embedder.proj.weight"].shape[1:3]
     generator = Generator(

@@ -1,4 +1,4 @@
-"""The study's figures: the power law, the three panels of the scaling figure, the tables."""
+"""The study's figures and tables: FID against steps, generator and training compute, with what seeds make of it."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,15 +10,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from gat.config import MODEL, Training
+
 matplotlib.use("Agg")
 
-MODEL = "model"  # the run under test, set apart from the study's
+Curves = Mapping[Training, pd.DataFrame]  # frames with `step` and `fid`
+SIZE_COLUMNS = ["width", "depth", "patch", "params", "gmacs", "train_gflops"]
+PATCH_COLORS = ["#1f3a7a", "#d98c3f", "#7f9f5f", "#8c6fb0"]
+FEWEST = 3  # points of a power law
 
 
 class PowerLaw(NamedTuple):
-    """y ≈ factor · x^exponent, fitted to the logarithms.
+    """y ≈ factor · x^exponent, fitted to logarithms by least squares; called with x it gives y.
 
-    `low` and `high` bound the exponent with 95 % confidence; `correlation` is that of the logarithms.
+    `low` and `high` bound the exponent with 95 % confidence. `correlation` is Pearson's r of log y with log x,
+    `correlation_linear` that of y itself with log x, which the paper's −0.95 is.
     """
 
     factor: float
@@ -26,99 +32,236 @@ class PowerLaw(NamedTuple):
     low: float
     high: float
     correlation: float
+    correlation_linear: float
+
+    def __call__(self, x: ArrayLike) -> np.ndarray:
+        return self.factor * np.asarray(x, float) ** self.exponent
 
 
-def fit_power_law(x: ArrayLike, y: ArrayLike, resamplings: int = 2000, seed: int = 0) -> PowerLaw:
-    """Least squares on logarithms; the interval is the middle 95 % of fits to resampled points.
+class Forecast(NamedTuple):
+    """What the law of all other runs says of the largest one: its 95 % interval, and what was measured."""
+
+    run: str
+    predicted: float
+    low: float
+    high: float
+    measured: float
+
+
+def _line(log_x: np.ndarray, log_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes and intercepts (…,) of least-squares lines through points (…, N)."""
+    x, y = log_x.mean(-1, keepdims=True), log_y.mean(-1, keepdims=True)
+    slope = ((log_x - x) * (log_y - y)).sum(-1) / np.square(log_x - x).sum(-1)
+    return slope, y[..., 0] - slope * x[..., 0]
+
+
+def _resampled_lines(
+    x: np.ndarray, y: Sequence[np.ndarray], resamplings: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes and intercepts of fits to runs drawn with replacement, each the mean of seeds drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    count = len(x)
+    runs = rng.integers(count, size=(resamplings, count))
+    means = np.stack([own[rng.integers(len(own), size=(resamplings, count, len(own)))].mean(-1) for own in y])
+    means = np.take_along_axis(means, runs[None], axis=0)[0]
+    log_x = np.log(x)[runs]
+    distinct = np.ptp(log_x, axis=1) > 0
+    return _line(log_x[distinct], np.log(means)[distinct])
+
+
+def _as_points(x: ArrayLike, y: Sequence[ArrayLike]) -> tuple[np.ndarray, list[np.ndarray]]:
+    points = np.asarray(x, float), [np.atleast_1d(np.asarray(own, float)) for own in y]
+    if len(points[0]) < FEWEST:
+        raise ValueError(f"a power law needs three points or more, not {len(points[0])}")
+    return points
+
+
+def fit_power_law(x: ArrayLike, y: Sequence[ArrayLike], resamplings: int = 2000, seed: int = 0) -> PowerLaw:
+    """Fit the runs' means.
+
+    Args:
+        x: (N,) cost of each run.
+        y: for each run its value, or the values of all its seeds.
+        resamplings: of runs and of seeds within them, behind the exponent's interval.
+        seed: of the resamplings.
 
     Raises:
-        ValueError: fewer than three points.
+        ValueError: fewer than three runs.
     """
-    log_x, log_y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
-    if len(log_x) < 3:
-        raise ValueError(f"a power law needs three points or more, not {len(log_x)}")
-    exponent, intercept = np.polyfit(log_x, log_y, 1)
-    rng = np.random.default_rng(seed)
-    slopes = []
-    for _ in range(resamplings):
-        pick = rng.integers(len(log_x), size=len(log_x))
-        if np.ptp(log_x[pick]) > 0:
-            slopes.append(np.polyfit(log_x[pick], log_y[pick], 1)[0])
-    low, high = np.percentile(slopes, [2.5, 97.5])
-    correlation = np.corrcoef(log_x, log_y)[0, 1]
-    return PowerLaw(float(np.exp(intercept)), float(exponent), float(low), float(high), float(correlation))
+    x, y = _as_points(x, y)
+    means = np.array([own.mean() for own in y])
+    exponent, intercept = _line(np.log(x), np.log(means))
+    low, high = np.percentile(_resampled_lines(x, y, resamplings, seed)[0], [2.5, 97.5])
+    both_logs, one_log = (np.corrcoef(np.log(x), values)[0, 1] for values in (np.log(means), means))
+    return PowerLaw(*map(float, (np.exp(intercept), exponent, low, high, both_logs, one_log)))
+
+
+def forecast_largest(
+    runs: Sequence[str], x: ArrayLike, y: Sequence[ArrayLike], resamplings: int = 2000, seed: int = 0
+) -> Forecast:
+    """Fit all runs but the one of largest x, and say what that one's value should be; arguments as above.
+
+    Raises:
+        ValueError: fewer than four runs.
+    """
+    x = np.asarray(x, float)
+    largest = int(x.argmax())
+    rest = [i for i in range(len(x)) if i != largest]
+    known_x, known_y = _as_points(x[rest], [y[i] for i in rest])
+    law = fit_power_law(known_x, known_y, resamplings, seed)
+    slopes, intercepts = _resampled_lines(known_x, known_y, resamplings, seed)
+    low, high = np.percentile(np.exp(intercepts + slopes * np.log(x[largest])), [2.5, 97.5])
+    measured = np.mean(np.asarray(y[largest], float))
+    return Forecast(runs[largest], *map(float, (law(x[largest]), low, high, measured)))
 
 
 def study_of(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the study proper, by cost: not the model under test, no run that overrides losses or training."""
-    return table[(table.run != MODEL) & ~table.overrides].sort_values("gmacs")
+    return table[(table.run != MODEL) & ~table.overrides].sort_values(["gmacs", "seed"])
+
+
+class Points(NamedTuple):
+    """The runs of a study, by cost, and the FIDs of their seeds."""
+
+    runs: list[str]
+    costs: np.ndarray
+    fids: list[np.ndarray]
+
+    @classmethod
+    def of(cls, study: pd.DataFrame, cost: str) -> "Points":
+        """The points of `study_of` some table against one of its columns."""
+        costs = study.groupby("run", sort=False)[cost].first()
+        runs = [str(run) for run in costs.index]
+        return cls(runs, costs.to_numpy(float), [study.fid[study.run == run].to_numpy(float) for run in runs])
+
+
+class Comparison(NamedTuple):
+    """Two runs of a study: by how much the second one's mean FID is smaller, and the standard errors of both."""
+
+    worse: str
+    better: str
+    difference: float
+    errors: float
+
+    @property
+    def verdict(self) -> str:
+        """Whether the difference is more than the noise of the seeds."""
+        if not np.isfinite(self.errors):
+            return "one seed does not tell"
+        if abs(self.difference) <= self.errors:
+            return "within the noise of the seeds"
+        return "more than the noise of the seeds" if self.difference > 0 else "the other way round"
+
+
+def compare(study: pd.DataFrame) -> list[Comparison]:
+    """Each size with the next larger one at the finest patch, and each coarser patch with the finest of its size."""
+    sizes = study.drop_duplicates("run").sort_values("gmacs")
+    finest = sizes[sizes.patch == sizes.patch.min()]
+    pairs = [*zip(finest.run, finest.run[1:], strict=False)]
+    for row in sizes[sizes.patch > sizes.patch.min()].itertuples():
+        same = finest[(finest.width == row.width) & (finest.depth == row.depth)]
+        pairs += [(row.run, run) for run in same.run]
+    fids = study.groupby("run").fid
+    mean, error = fids.mean(), fids.std() / fids.count() ** 0.5
+    return [Comparison(a, b, float(mean[a] - mean[b]), float(error[a] + error[b])) for a, b in pairs]
 
 
 def draw_scaling(
     table: pd.DataFrame,
-    curves: Mapping[str, pd.DataFrame],
+    curves: Curves,
     colors: Sequence[str],
     highlight: str,
     resamplings: int = 2000,
+    floors: Mapping[str, float] | None = None,
 ) -> Figure:
-    """The paper's figure: FID against steps by size, and by patch; final FID against GMACs with its power law.
+    """FID against steps by size, and by patch; final FID against the generator's and against training compute.
+
+    The first three panels are the paper's figure. Lines and large points are means over seeds, bands their range, bars
+    their standard deviation, small points single trainings.
 
     Args:
-        table: a row a run with `run`, `width`, `depth`, `patch`, `gmacs`, `fid`, and `overrides` (bool).
-        curves: by run, a frame with `step` and `fid`.
+        table: a row a training with `run`, `seed`, `width`, `depth`, `patch`, `gmacs`, `train_gflops`, `fid`, and
+            `overrides` (bool).
+        curves: FID against steps of each training.
         colors: from the smallest size to the largest, interpolated where there are more sizes.
         highlight: colour of the model under test.
-        resamplings: behind the exponent's interval.
+        resamplings: behind the intervals.
+        floors: names and FIDs of what no generator is expected to beat.
     """
     study = study_of(table)
-    figure = Figure(figsize=(13.5, 4.2), layout="constrained", dpi=150)
-    by_size, by_patch, by_cost = figure.subplots(1, 3)
+    figure = Figure(figsize=(11.5, 8.6), layout="constrained", dpi=130)
+    (by_size, by_patch), (by_generator, by_training) = figure.subplots(2, 2)
     finest = study.patch.min()
-    sizes = study[study.patch == finest]
+    sizes = study[study.patch == finest].run.unique()
     ramp = matplotlib.colors.LinearSegmentedColormap.from_list("sizes", list(colors)) if len(colors) > 1 else None
     shade = {
         run: matplotlib.colors.to_hex(ramp(i / max(1, len(sizes) - 1))) if ramp else colors[0]
-        for i, run in enumerate(sizes.run)
+        for i, run in enumerate(sizes)
     }
-
-    _curves(by_size, curves, list(sizes.run), shade)
-    if MODEL in curves:
-        _curves(by_size, curves, [MODEL], {MODEL: highlight}, style="--")
+    _draw_curves(by_size, curves, shade)
+    _draw_curves(by_size, curves, {MODEL: highlight}, style="--")
     _label(by_size, "(a) FID by size", "training step", "FID")
 
     shapes = study.groupby(["width", "depth"]).patch.nunique()
     if (shapes > 1).any():
         width, depth = shapes[shapes > 1].index[-1]
         same = study[(study.width == width) & (study.depth == depth)].sort_values("patch")
-        patch_colors = dict(zip(same.run, ["#1f3a7a", "#d98c3f", "#7f9f5f", "#8c6fb0"], strict=False))
-        _curves(by_patch, curves, list(same.run), patch_colors)
+        _draw_curves(by_patch, curves, dict(zip(same.run.unique(), PATCH_COLORS, strict=False)))
     _label(by_patch, "(b) FID by patch", "training step", "FID")
 
-    for row in study.itertuples():
-        color = shade.get(row.run, "#d98c3f")
-        by_cost.scatter(row.gmacs, row.fid, color=color, s=52, zorder=3)
-        by_cost.annotate(row.run, (row.gmacs, row.fid), xytext=(7, 5), textcoords="offset points", fontsize=9)
     tested = table[table.run == MODEL]
-    by_cost.scatter(tested.gmacs, tested.fid, color=highlight, marker="*", s=150, zorder=4, label="model under test")
-    if len(study) >= 3:
-        law = fit_power_law(study.gmacs, study.fid, resamplings)
-        x = np.geomspace(study.gmacs.min() / 1.3, study.gmacs.max() * 1.3, 50)
-        exponents = f"exponent {law.exponent:.2f} [{law.low:.2f}, {law.high:.2f}]"
-        label = f"FID ∝ GMACs$^{{{law.exponent:.2f}}}$\n{exponents}\ncorrelation {law.correlation:.2f}"
-        by_cost.plot(x, law.factor * x**law.exponent, color="#888888", lw=1.2, ls="--", label=label)
-    by_cost.set_xscale("log")
-    by_cost.margins(x=0.18)
-    by_cost.legend(frameon=False, fontsize=9, loc="best")
-    _label(by_cost, "(c) FID by compute", "generator GMACs", "final FID")
+    for axes, column, factor, title, label in (
+        (by_generator, "gmacs", 2, "(c) FID by generator compute", "generator GFLOPs (2 × GMACs)"),
+        (by_training, "train_gflops", 1, "(d) FID by training compute", "training compute (10⁹ multiply-adds)"),
+    ):
+        _draw_law(axes, Points.of(study, column), factor, shade, resamplings)
+        axes.scatter(factor * tested[column], tested.fid, color=highlight, marker="*", s=150, zorder=4, label=MODEL)
+        for (name, fid), style in zip((floors or {}).items(), ((0, (1, 1)), (0, (4, 2))), strict=False):
+            axes.axhline(fid, color="#7a7a7a", lw=1, ls=style, label=f"{name}: {fid:.2g}")
+        axes.set_xscale("log")
+        axes.margins(x=0.12)
+        axes.legend(frameon=False, fontsize=8.5, loc="best")
+        _label(axes, title, label, "final FID")
     return figure
 
 
-def _curves(
-    axes: Axes, curves: Mapping[str, pd.DataFrame], runs: Sequence[str], colors: Mapping[str, str], style: str = "-"
-) -> None:
-    for run in runs:
-        curve = curves[run]
-        axes.plot(curve.step, curve.fid, style, color=colors[run], marker="o", ms=3.5, lw=1.8, label=run)
+def _draw_law(axes: Axes, points: Points, factor: float, shade: Mapping[str, str], resamplings: int) -> None:
+    """Points of all seeds, means with their standard deviation, the law with its band, the forecast."""
+    x = factor * points.costs
+    for run, cost, fids in zip(points.runs, x, points.fids, strict=True):
+        color = shade.get(run, PATCH_COLORS[1])
+        axes.scatter(np.full(len(fids), cost), fids, color=color, s=14, alpha=0.55, zorder=3, linewidths=0)
+        deviation = fids.std(ddof=1) if len(fids) > 1 else 0.0
+        bar = np.array([[min(deviation, 0.9 * fids.mean())], [deviation]])
+        axes.errorbar(cost, fids.mean(), bar, fmt="o", color=color, ms=7.5, capsize=3, zorder=3)
+        axes.annotate(run, (cost, fids.mean()), xytext=(8, 5), textcoords="offset points", fontsize=9)
+    if len(x) < FEWEST:
+        return
+    law = fit_power_law(x, points.fids, resamplings)
+    grid = np.geomspace(x.min() / 1.3, x.max() * 1.3, 50)
+    label = f"exponent {law.exponent:.2f} [{law.low:.2f}, {law.high:.2f}], r {law.correlation:.2f}"
+    axes.plot(grid, law(grid), color="#888888", lw=1.2, ls="--", label=label)
+    slopes, intercepts = _resampled_lines(x, points.fids, resamplings, seed=0)
+    band = np.percentile(np.exp(intercepts[:, None] + slopes[:, None] * np.log(grid)), [2.5, 97.5], axis=0)
+    axes.fill_between(grid, *band, color="#888888", alpha=0.15, lw=0)
+    if len(x) > FEWEST:
+        forecast = forecast_largest(points.runs, x, points.fids, resamplings)
+        bar = np.abs(np.array([[forecast.low], [forecast.high]]) - forecast.predicted)
+        label = f"{forecast.run}, forecast from the others"
+        axes.errorbar(
+            x.max() * 1.08, forecast.predicted, bar, fmt="D", mfc="white", color="#555555", ms=5, capsize=3, label=label
+        )
+
+
+def _draw_curves(axes: Axes, curves: Curves, colors: Mapping[str, str], style: str = "-") -> None:
+    for run, color in colors.items():
+        own = [curve.set_index("step").fid for (name, _), curve in curves.items() if name == run]
+        if not own:
+            continue
+        seeds = pd.concat(own, axis=1)
+        mean = seeds.mean(axis=1)
+        axes.plot(mean.index, mean, style, color=color, marker="o", ms=3.5, lw=1.8, label=run)
+        axes.fill_between(seeds.index, seeds.min(axis=1), seeds.max(axis=1), color=color, alpha=0.18, lw=0)
     axes.legend(frameon=False, fontsize=9)
 
 
@@ -131,30 +274,94 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.title.set_fontsize(11)
 
 
-def markdown_table(table: pd.DataFrame, law: PowerLaw | None, notes: Sequence[str] = ()) -> str:
-    """The study as a Markdown page: a row a run, the power law, what else there is to know."""
-    columns = {
-        "run": "run",
-        "width": "width",
-        "depth": "depth",
-        "patch": "patch",
-        "params": "params (M)",
-        "gmacs": "GMACs",
-        "train_gflops": "training GFLOPs",
-        "fid": "FID",
-        "kid": "KID",
-        "precision": "precision",
-        "recall": "recall",
-        "images_per_second": "images/s",
+def draw_samples(pictures: Mapping[str, np.ndarray]) -> Figure:
+    """Grids of images, uint8 (H, W, 3) each, side by side under their titles."""
+    figure = Figure(figsize=(4.2 * len(pictures), 4.5), layout="constrained", dpi=110)
+    for axes, (title, picture) in zip(
+        figure.subplots(1, len(pictures), squeeze=False)[0], pictures.items(), strict=True
+    ):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(title, fontsize=11)
+        axes.set_axis_off()
+    return figure
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """A row a run: its size, and its measures as mean ± standard deviation over seeds, in Markdown."""
+    measures = {  # name and digits after the point
+        "fid": ("FID", 2),
+        "kid": ("KID", 3),
+        "precision": ("precision", 3),
+        "recall": ("recall", 3),
+        "spread": ("spread", 2),
+        "recognized": ("recognized", 3),
+        "gap": ("gap", 2),
+        "images_per_second": ("images/s", 0),
     }
-    shown = table.assign(params=table.params / 1e6)[[*columns]].rename(columns=columns)
-    formats = ("", "d", "d", "d", ".3f", ".3g", ".3g", ".1f", ".4g", ".3f", ".3f", ".0f")
-    lines = ["# The scaling study", "", shown.to_markdown(index=False, floatfmt=formats), ""]
-    if law is not None:
-        lines += [
-            f"FID ≈ {law.factor:.3g} · GMACs^{law.exponent:.3f} over the study's runs; the exponent's 95 % bootstrap "
-            f"interval is [{law.low:.2f}, {law.high:.2f}], the correlation of log FID with log GMACs "
-            f"{law.correlation:.3f}.",
-            "",
-        ]
+    groups = table.sort_values("gmacs").groupby("run", sort=False)
+    rows = []
+    for run, own in groups:
+        size = own.iloc[0]
+        row: dict[str, object] = {
+            "run": run,
+            "width": size.width,
+            "depth": size.depth,
+            "patch": size.patch,
+            "params (M)": f"{size.params / 1e6:.3f}",
+            "GFLOPs": f"{2 * size.gmacs:.3g}",
+            "training GMACs": f"{size.train_gflops:.3g}" if pd.notna(size.train_gflops) else "",
+            "seeds": len(own),
+        }
+        for column, (name, digits) in measures.items():
+            if column in own:
+                row[name] = _with_deviation(own[column].dropna(), digits)
+        rows.append(row)
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+def _with_deviation(values: pd.Series, digits: int) -> str:
+    numbers = [values.mean(), values.std()][: len(values)]  # of one value there is no deviation, of none nothing
+    return " ± ".join(f"{number:.{digits}f}" for number in numbers)
+
+
+def markdown_page(
+    table: pd.DataFrame, floors: Mapping[str, float], notes: Sequence[str] = (), resamplings: int = 2000
+) -> str:
+    """The study as a Markdown page: the table, the laws, their forecasts, what is noise, what else there is to know."""
+    study = study_of(table)
+    lines = ["# The scaling study", "", markdown_table(table), ""]
+    lines += [
+        "Means over seeds ± their standard deviation. Spread: the samples' variance within classes over the reals', 0 "
+        "where every class is one image. Recognized: share of samples that the extractor's classifier takes for their "
+        "class. Gap: mean of D(real) − D(fake) over the last tenth of training; near 0 the discriminator is flat.",
+        "",
+    ]
+    if study.run.nunique() >= FEWEST:
+        lines += ["## Laws", ""]
+        for column, factor, name in (("gmacs", 2, "generator GFLOPs"), ("train_gflops", 1, "training GMACs")):
+            points = Points.of(study, column)
+            law = fit_power_law(factor * points.costs, points.fids, resamplings)
+            lines.append(
+                f"- FID ≈ {law.factor:.3g} · C^{law.exponent:.3f} with C in {name}; the exponent's 95 % bootstrap "
+                f"interval (over runs and seeds) is [{law.low:.2f}, {law.high:.2f}]. Pearson's r of log FID with "
+                f"log C is {law.correlation:.3f}, that of FID itself {law.correlation_linear:.3f}."
+            )
+            if len(points.runs) > FEWEST:
+                forecast = forecast_largest(points.runs, factor * points.costs, points.fids, resamplings)
+                lines.append(
+                    f"  Without {forecast.run} the law forecasts {forecast.predicted:.3g} "
+                    f"[{forecast.low:.3g}, {forecast.high:.3g}] for it; measured: {forecast.measured:.3g}."
+                )
+        lines.append("")
+    if pairs := compare(study):
+        lines += ["## What is noise", ""]
+        for pair in pairs:
+            error = f", the sum of the standard errors {pair.errors:.2g}" if np.isfinite(pair.errors) else ""
+            lines.append(
+                f"- {pair.worse} to {pair.better}: FID smaller by {pair.difference:.3g}{error}: {pair.verdict}."
+            )
+        lines.append("")
+    if floors:
+        named = ", ".join(f"{name} {fid:.3g}" for name, fid in floors.items())
+        lines += [f"FID of what no generator is expected to beat: {named}.", ""]
     return "\n".join([*lines, *(note + "\n" for note in notes)])

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
-from gat.metrics import Reference, spread
+from gat.metrics import Reference, evenly_spaced
 from gat.networks import Z_DIM, Generator
 from gat.seeds import generator_of
 from gat.vae import decode
@@ -124,14 +124,20 @@ def sample_features(
 
 
 def reference_of(
-    images: MakeImages, extract: Extract, count: int, batch_size: int, keep: int, progress: bool = True
+    images: MakeImages,
+    extract: Extract,
+    count: int,
+    batch_size: int,
+    keep: int,
+    labels: np.ndarray | None = None,
+    progress: bool = True,
 ) -> Reference:
     """Statistics of the features of images 0 to count, and the features of `keep` of them, spread evenly.
 
-    All processes take part, and every one gets it; memory does not grow with `count`. Other arguments as in
-    `sample_features`.
+    All processes take part, and every one gets it; memory does not grow with `count`. `labels` (count,) are the
+    images' classes, where known; other arguments as in `sample_features`.
     """
-    kept = spread(count, keep)
+    kept = evenly_spaced(count, keep)
     total, products, rows = np.zeros(1), np.zeros(1), []
     for start, features in _my_share(images, extract, count, batch_size, progress):
         exact = features.astype(np.float64)
@@ -142,7 +148,8 @@ def reference_of(
     mu = sum(total for total, _, _ in parts) / count
     sigma = (sum(products for _, products, _ in parts) - count * np.outer(mu, mu)) / (count - 1)
     all_rows = sorted((row for _, _, rows in parts for row in rows), key=lambda row: row[0])
-    return Reference(mu, sigma, np.concatenate([features for _, features in all_rows]))
+    kept_labels = None if labels is None else np.asarray(labels[kept])
+    return Reference(mu, sigma, np.concatenate([features for _, features in all_rows]), kept_labels)
 
 
 def save_npz(images: MakeImages, path: Path, count: int, batch_size: int) -> None:

@@ -12,28 +12,34 @@ import torch
 from accelerate import Accelerator
 
 from gat.augment import Strength
-from gat.config import Network, Params, ParamsError
+from gat.config import Network, Params, ParamsError, Training
 from gat.cost import discriminator_cost, generator_cost, training_gflops
 from gat.images import Images
 from gat.latents import Latents, TrainingBatches
-from gat.losses import Objective
+from gat.losses import Objective, penalty_weight
 from gat.networks import Discriminator, Generator
 from gat.noise import level_times
 from gat.repa import Teacher
 from gat.seeds import seed_of
-from gat.training import Evaluate, Plan, Recipe, Row, Trainer, fit, learning_rate
+from gat.training import Decay, Evaluate, Plan, Recipe, Row, Trainer, fit, learning_rate
 
-# The modules whose change means another training; stage `train` depends on the same.
+# The modules that decide what a training writes: weights, curves, pipeline. Stage `train` depends on the same.
 TRAINING_CODE = (
     "augment",
+    "cost",
+    "extractor",
     "latents",
     "losses",
+    "metrics",
     "networks",
     "noise",
+    "pipeline",
     "repa",
+    "sampling",
     "seeds",
     "study",
     "training",
+    "vae",
 )
 
 
@@ -42,6 +48,7 @@ class Description:
     """What the tables say of a run, apart from how good it is; costs as in `gat.cost`, without the teacher's."""
 
     run: str
+    seed: int
     width: int
     depth: int
     patch: int
@@ -53,8 +60,8 @@ class Description:
     steps: int
     batch_size: int
     learning_rate: float
+    penalty: float
     teacher: str | None
-    seed: int
 
 
 @dataclass
@@ -80,7 +87,7 @@ def network_config(network: Network, params: Params, name: str, latents: Latents
     """
     if latents.size % network.patch:
         raise ParamsError(
-            f"{params.runs[name]}.patch: {network.patch} is not allowed; allowed: divisors of {latents.size}"
+            f"{params.key(name)}.patch: {network.patch} is not allowed; allowed: divisors of {latents.size}"
         )
     return {
         "width": network.width,
@@ -96,17 +103,17 @@ def network_config(network: Network, params: Params, name: str, latents: Latents
 
 def build_run(
     params: Params,
-    name: str,
+    training: Training,
     latents: Latents,
     accelerator: Accelerator,
     checkpoints: Path | None = None,
     images: str | Path = "data/images",
 ) -> StudyRun:
-    """Make the networks and the trainer of a run.
+    """Make the networks and the trainer of one training.
 
     Args:
         params: the experiment.
-        name: of the run.
+        training: which run, with which seed.
         latents: what it learns.
         accelerator: of Hugging Face Accelerate.
         checkpoints: where it saves, and resumes from; None: nowhere.
@@ -116,9 +123,11 @@ def build_run(
         ParamsError: there is no such run, or its sizes do not fit the latents.
         ValueError: the batch does not divide among the processes.
     """
+    name, seed = training
     run, loss, train, repa = params.settings(name)
     config_g = network_config(run, params, name, latents)
     config_d = network_config(run.discriminator_network, params, name, latents)
+    config_g["style_gain"] = train.style_gain
     config_d["class_map_dim"] = loss.class_map_dim
     cost_g, cost_d = generator_cost(**config_g), discriminator_cost(**config_d)
     work = training_gflops(cost_g, cost_d, train.batch_size, train.steps, loss.penalty > 0)
@@ -128,7 +137,7 @@ def build_run(
         config_d |= {"repa_dim": teacher.width, "projector_dim": repa.projector_dim}
         body, cost_d = cost_d, discriminator_cost(**config_d)
         work += 3 * (cost_d.gmacs - body.gmacs) * train.batch_size * train.steps  # the head sees reals alone
-    torch.manual_seed(seed_of(train.seed, 4))
+    torch.manual_seed(seed_of(seed, 4))
     generator, discriminator = Generator(**config_g), Discriminator(**config_d)
     for network in (generator, discriminator):
         network.activation_checkpointing = params.compute.activation_checkpointing
@@ -139,15 +148,17 @@ def build_run(
         for config in (config_g, config_d)
     )
     times = tuple(level_times(loss.levels.count, loss.levels.schedule))
+    penalty = penalty_weight(loss.penalty, latents.size, loss.scale_penalty_by_pixels)
     recipe = Recipe(
-        objective=Objective(times, Strength(**loss.augment.model_dump()), loss.penalty, repa.weight),
+        objective=Objective(times, Strength(**loss.augment.model_dump()), penalty, repa.weight),
         batch_size=train.batch_size,
         learning_rate_g=rate_g,
         learning_rate_d=rate_d,
         betas=(train.betas[0], train.betas[1]),
         clip=train.clip,
         ema=train.ema,
-        seed=train.seed,
+        decay=Decay(train.steps, train.decay_start, train.decay_to),
+        seed=seed,
         micro_batch=params.compute.micro_batch,
     )
     trainer = Trainer(accelerator, generator, discriminator, recipe, latents.scaling_factor, teacher)
@@ -155,6 +166,7 @@ def build_run(
         trainer.compile()
     description = Description(
         run=name,
+        seed=seed,
         width=run.width,
         depth=run.depth,
         patch=run.patch,
@@ -166,8 +178,8 @@ def build_run(
         steps=train.steps,
         batch_size=train.batch_size,
         learning_rate=rate_g,
+        penalty=penalty,
         teacher=repa.teacher,
-        seed=train.seed,
     )
     plan = Plan(
         steps=train.steps,
@@ -181,7 +193,7 @@ def build_run(
         batches=TrainingBatches(
             latents,
             train.batch_size,
-            train.seed,
+            seed,
             accelerator.process_index,
             accelerator.num_processes,
             images=None if teacher is None else Images(images),
@@ -192,19 +204,27 @@ def build_run(
     )
 
 
-def describe_pretrained(name: str, generator: Generator) -> dict[str, Any]:
+def describe_pretrained(training: Training, generator: Generator) -> dict[str, Any]:
     """What the tables say of a generator that was not trained here."""
     config = generator.config
     cost = generator_cost(**{key: config[key] for key in inspect.signature(Generator).parameters})
     size = {key: config[key] for key in ("width", "depth", "patch")}
-    return {"run": name, **size, "params": cost.params, "gmacs": cost.gmacs, "steps": None, "train_gflops": None}
+    return {
+        **training._asdict(),
+        **size,
+        "params": cost.params,
+        "gmacs": cost.gmacs,
+        "steps": None,
+        "train_gflops": None,
+        "gap": None,
+    }
 
 
-def fingerprint(params: Params, name: str, latents: Latents, files: Iterable[Path] = ()) -> str:
-    """Hash of everything that defines a run: its settings, the data, the code of the recipe, and further files."""
+def fingerprint(params: Params, training: Training, latents: Latents, files: Iterable[Path] = ()) -> str:
+    """Hash of everything that defines a training: settings, seed, data, the code of the recipe, and further files."""
     digest = hashlib.blake2b(digest_size=10)
-    settings = [section.model_dump() for section in params.settings(name)]
-    digest.update(json.dumps([settings, latents.digest], sort_keys=True).encode())
+    settings = [section.model_dump() for section in params.settings(training.run)]
+    digest.update(json.dumps([settings, training.seed, latents.digest], sort_keys=True).encode())
     code = [Path(__file__).with_name(f"{module}.py") for module in (*TRAINING_CODE, "checkpoints")]
     for path in code + list(files):
         digest.update(path.read_bytes())

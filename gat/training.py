@@ -1,6 +1,7 @@
 """The training recipe (paper, section 5 and appendix) on Accelerate: one step, its state, its checkpoints."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from gat.augment import draw_augmentation
 from gat.checkpoints import load_checkpoint, save_checkpoint
 from gat.config import ParamsError
 from gat.latents import Batch, TrainingBatches
-from gat.losses import Features, Look, Objective, discriminator_loss, generator_loss
+from gat.losses import Features, Look, Objective, at_least_float32, discriminator_loss, generator_loss
 from gat.networks import Z_DIM, Discriminator, Generator
 from gat.repa import Teacher
 from gat.seeds import generator_of
@@ -34,12 +35,26 @@ def learning_rate(base: float, width: int, batch_size: int, scale_by_width: bool
     return base * width_factor * (batch_size / BASE_BATCH) ** 0.5
 
 
+@dataclass(frozen=True)
+class Decay:
+    """How the learning rate falls at the end of training: by a half cosine. The paper's stays as it is."""
+
+    steps: int  # of the whole training
+    start: float = 0.0  # share of the steps after which it begins
+    final: float = 1.0  # share of the rate that is left after the last step
+
+    def factor(self, step: int) -> float:
+        """What the rate is multiplied by in a step (from 0)."""
+        progress = max(0.0, (step / self.steps - self.start) / (1 - self.start))
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+
+
 def clip_and_step(
     weights: list[Tensor],
     gradients: list[Tensor],
     squares: list[Tensor],
     step: Tensor,
-    rate: float,
+    rate: Tensor,
     beta: float,
     clip: float,
 ) -> Tensor:
@@ -50,7 +65,7 @@ def clip_and_step(
         gradients: of the weights; left alone.
         squares: running means of the squared gradients; changed in place.
         step: number of the step from 1, a scalar tensor.
-        rate: learning rate.
+        rate: learning rate, a scalar tensor.
         beta: β₂.
         clip: the largest norm of all gradients together.
 
@@ -78,6 +93,7 @@ class Recipe:
     betas: tuple[float, float] = (0.0, 0.99)
     clip: float = 1.0
     ema: float = 0.999
+    decay: Decay | None = None  # of both rates; None: they stay
     seed: int = 0
     micro_batch: int | None = None  # samples of one forward on one process; None: its whole share
 
@@ -128,7 +144,8 @@ class Trainer:
         self.ema = copy.deepcopy(generator).to(accelerator.device).eval().requires_grad_(False)
         self._average = get_ema_multi_avg_fn(recipe.ema)
         classes, width = generator.class_means.shape
-        self._styles = torch.zeros(classes, width + 1, device=accelerator.device)  # sums and counts of a step
+        means = generator.class_means
+        self._styles = means.new_zeros(classes, width + 1, device=accelerator.device)  # sums and counts of a step
         optimizers = [
             torch.optim.AdamW(network.parameters(), lr, betas=recipe.betas, eps=ADAM_EPS, weight_decay=0.0, fused=True)
             for network, lr in ((generator, recipe.learning_rate_g), (discriminator, recipe.learning_rate_d))
@@ -181,8 +198,9 @@ class Trainer:
             Scalars on the device, of this process's samples: `loss_d`, `loss_g`, `gap`, `r1`, `r2`, with a teacher
             `repa`, and the norms `grad_d`, `grad_g` of the whole gradients before clipping.
         """
+        self._set_rates(self.steps_done)
         draws, labels = self.draw(self.steps_done), batch.labels
-        mean, std = batch.moments.float().chunk(2, dim=1)
+        mean, std = at_least_float32(batch.moments).chunk(2, dim=1)
         real = (mean + std * draws.posterior) * self.scaling_factor
         parts = [slice(i, i + self.micro_batch) for i in range(0, self.share, self.micro_batch)]
         one_part = len(parts) == 1
@@ -239,6 +257,15 @@ class Trainer:
         self.steps_done += 1
         return logs
 
+    def _set_rates(self, step: int) -> None:
+        factor = 1.0 if self.recipe.decay is None else self.recipe.decay.factor(step)
+        for optimizer, rate in (
+            (self.optimizer_g, self.recipe.learning_rate_g),
+            (self.optimizer_d, self.recipe.learning_rate_d),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = factor * rate
+
     def _sync(self, network: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Processes exchange gradients in the last micro-batch alone."""
         return nullcontext() if last else self.accelerator.no_sync(network)
@@ -259,13 +286,12 @@ class Trainer:
         weights, states = group["params"], [optimizer.state[weight] for weight in group["params"]]
         torch._foreach_add_([state["step"] for state in states], 1)
         gradients, squares = [weight.grad for weight in weights], [state["exp_avg_sq"] for state in states]
-        return clip_and_step(
-            weights, gradients, squares, states[0]["step"], group["lr"], group["betas"][1], self.recipe.clip
-        )
+        rate = torch.tensor(group["lr"])  # as a number it would be compiled in
+        return clip_and_step(weights, gradients, squares, states[0]["step"], rate, group["betas"][1], self.recipe.clip)
 
     def _collect_styles(self, style: Tensor, labels: Tensor) -> None:
         """Add styles and counts to those of their class."""
-        rows = torch.cat([style.float(), style.new_ones(len(style), 1, dtype=torch.float32)], dim=1)
+        rows = torch.cat([style.to(self._styles.dtype), self._styles.new_ones(len(style), 1)], dim=1)
         self._styles.index_add_(0, labels, rows)
 
     def _update_class_means(self) -> None:
@@ -358,6 +384,7 @@ def fit(
     """
     accelerator = trainer.accelerator
     history: list[Row] = []
+    fid: dict[str, str] = {}
     if plan.checkpoints is not None:
         history, messages = load_checkpoint(plan.checkpoints, trainer)
         if trainer.steps_done:
@@ -390,11 +417,19 @@ def fit(
             values = accelerator.reduce(means, reduction="mean").tolist()
             add({"step": done} | dict(zip(window[0], values, strict=True)))
             window = []
-            bar.set_postfix({name: f"{history[-1][name]:.2f}" for name in ("loss_d", "loss_g", "gap")}, refresh=False)
+            losses = {name: f"{history[-1][name]:.2f}" for name in ("loss_d", "loss_g", "gap")}
+            bar.set_postfix(losses | fid, refresh=False)
         if evaluate is not None and (done % plan.eval_every == 0 or done == plan.steps):
             add({"step": done, "fid": evaluate(trainer.ema)})
+            fid = {"fid": f"{history[-1]['fid']:.2f}"}
         if saving and plan.checkpoints is not None:
             if accelerator.is_main_process:
                 save_checkpoint(plan.checkpoints, trainer, history)
             accelerator.wait_for_everyone()
     return history
+
+
+def final_gap(history: list[Row], steps: int, share: float = 0.1) -> float:
+    """Mean of D(real) − D(fake) over the last tenth of a training; near 0 the discriminator tells nothing apart."""
+    gaps = [row["gap"] for row in history if "gap" in row and row["step"] > (1 - share) * steps]
+    return sum(gaps) / len(gaps)

@@ -104,10 +104,15 @@ def decode(vae: AutoencoderKL, latents: Tensor, batch_size: int = 64) -> Tensor:
     return torch.cat([to_uint8(vae.decode(part).sample) for part in scaled.split(batch_size)])
 
 
+def reconstruct(vae: AutoencoderKL, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """Images uint8 (B, H, W, 3), encoded to the posterior's mean and decoded again."""
+    return decode(vae, encode(vae, images)[0] * vae.config["scaling_factor"], batch_size).cpu().numpy()
+
+
 def psnr(vae: AutoencoderKL, images: Images, batch_size: int = 64, count: int = 1000) -> float:
     """Peak signal-to-noise ratio in dB of the first `count` images against their reconstructions."""
     errors = []
     for batch in images.batches(batch_size, stop=min(count, len(images))):
-        rebuilt = decode(vae, encode(vae, batch)[0] * vae.config["scaling_factor"], batch_size).cpu().numpy()
-        errors.append(np.square(rebuilt.astype(float) - batch).mean((1, 2, 3)))
+        rebuilt = reconstruct(vae, batch, batch_size).astype(float)
+        errors.append(np.square(rebuilt - batch).mean((1, 2, 3)))
     return float(10 * np.log10(255**2 / np.concatenate(errors).mean()))

@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gat.config import Params, ParamsError, load_params
+from gat.config import MODEL, Compute, Params, ParamsError, Training, load_params
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 IMAGES = Path("data/images")
 EXTRACTOR = Path("data/extractor")
 REFERENCE = Path("data/reference.npz")
+FLOORS, REALS = Path("data/floors.json"), Path("data/reals.png")
 VAE = Path("data/vae")
 LATENTS = Path("data/latents")
-RUNS = Path("runs")  # RUN/pipeline
-RESULTS = Path("results")  # RUN/live, RUN/run.json, RUN/metrics.json, RUN/samples.png
+RUNS = Path("runs")  # RUN/seed-N/pipeline and model/pipeline
+RESULTS = Path("results")  # beside those: live, run.json, metrics.json, evaluation.json, samples.png
 REPORTS = Path("reports")
+SLOT = "GAT_SLOT"  # set for stages that `stages.repro` runs side by side with others
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LAUNCHED = "GAT_LAUNCHED"  # set for the processes of a stage that started itself again
 PATIENCE = timedelta(days=1)  # of processes that wait for another, which may be fetching ImageNet
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
@@ -40,12 +43,16 @@ def run_stage(stage: Callable[[Params], None], distributed: bool = False) -> Non
     """
     try:
         params = load_params()
+        if SLOT in os.environ:
+            end_with_parent()
         launcher = os.environ.get("GAT_LAUNCH")
         precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
         if distributed and not _launched() and (launcher or _many_devices()):
             module = sys.modules["__main__"].__spec__
             os.environ[LAUNCHED] = "1"
             command = shlex.split(launcher or "accelerate launch")
+            if not launcher and SLOT in os.environ:
+                command += ["--main_process_port", "0"]  # a free one, for the slots must not meet
             if not launcher and precision:  # which `accelerate launch` would overwrite
                 command += ["--mixed_precision", precision]
             command += ["-m", module.name if module else "", *sys.argv[1:]]
@@ -56,6 +63,13 @@ def run_stage(stage: Callable[[Params], None], distributed: bool = False) -> Non
     except KeyboardInterrupt:
         print("\ninterrupted; run it again and it goes on from what it saved", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
+
+
+def end_with_parent() -> None:
+    """Have Linux end this process when the one that started it dies, however it dies."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _launched() -> bool:
@@ -88,22 +102,24 @@ def publish(folder: Path, out: Path) -> None:
     state.wait_for_everyone()
 
 
-def run_named(params: Params) -> str:
-    """The run named on the command line.
+def training_named(params: Params) -> Training:
+    """The training that the command line names, by a run of the study and a seed, or as `model`.
 
     Raises:
-        ParamsError: there is no such run.
+        ParamsError: there is no such run, or no seed.
     """
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    name, seed = (*sys.argv[1:3], "", "")[:2]
     params.settings(name)
-    return name
+    if name != MODEL and not seed.isdecimal():
+        raise ParamsError(f"seed: {seed!r} is not allowed; allowed: a number after the run's name, such as {name} 0")
+    return Training(name, params.model.seed if name == MODEL else int(seed))
 
 
-def make_accelerator() -> "Accelerator":
-    """Accelerate as the machine's own configuration has it, with all of a CPU's cores and TF32 on a GPU.
+def make_accelerator(compute: Compute | None = None) -> "Accelerator":
+    """Accelerate as the machine's own configuration has it, with TF32 on a GPU, on a CPU with `compute.threads`.
 
-    (`accelerate launch` gives a CPU process one thread.) A CPU's memory is kept once the system has given it, since
-    asking again for every large tensor costs up to a quarter of a training step.
+    Where that is null a process takes its share of the cores (`accelerate launch` gives it one). A CPU's memory is kept
+    once the system has given it, since asking again for every large tensor costs up to a quarter of a training step.
     """
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -111,7 +127,8 @@ def make_accelerator() -> "Accelerator":
     torch.set_float32_matmul_precision("high")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // local))
+    threads = compute.threads if compute is not None else None
+    torch.set_num_threads(threads or max(1, cores // local))
     if sys.platform == "linux" and not torch.cuda.is_available():
         with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
             libc = ctypes.CDLL("libc.so.6")

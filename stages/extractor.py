@@ -4,7 +4,7 @@ python -m stages.extractor
 """
 
 from gat.config import Params
-from stages import EXTRACTOR, IMAGES, run_stage
+from stages import EXTRACTOR, IMAGES, make_accelerator, run_stage
 
 
 def main(params: Params) -> None:
@@ -13,11 +13,12 @@ def main(params: Params) -> None:
     from gat.extractor import save_extractor, train_classifier
     from gat.images import Images
 
+    make_accelerator(params.compute)
     if metrics.extractor == "classifier" and metrics.classifier is not None:
         settings = metrics.classifier.model_dump()
-        classifier, accuracy = train_classifier(Images(IMAGES), **settings)
-        print(f"held-out accuracy {accuracy:.4f}")
-        save_extractor(EXTRACTOR, metrics.extractor, metrics.mode, classifier, accuracy)
+        trained = train_classifier(Images(IMAGES), **settings)
+        print(f"held-out accuracy {trained.accuracy:.4f}")
+        save_extractor(EXTRACTOR, metrics.extractor, metrics.mode, trained)
     else:
         save_extractor(EXTRACTOR, metrics.extractor, metrics.mode)
 

@@ -14,7 +14,7 @@ def main(params: Params) -> None:
     data = params.data
     from gat.images import load_source, write_images
 
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(params.compute)
     with accelerator.main_process_first():  # one process fetches, the others find it
         source = load_source(data.source, data.split, data.image_column, data.label_column)
     folder = workplace("images", data.model_dump(), source._fingerprint)

@@ -17,7 +17,7 @@ def main(params: Params) -> None:
     from gat.latents import write_latents
     from gat.vae import encode, load_vae
 
-    vae = load_vae(VAE, make_accelerator().device)
+    vae = load_vae(VAE, make_accelerator(params.compute).device)
     sources = [(path.name, path.stat().st_size) for path in sorted(IMAGES.iterdir())]
     weights = hashlib.blake2b(next(VAE.glob("*.safetensors")).read_bytes()).hexdigest()
     folder = workplace("latents", sources, params.data.mirror, weights)

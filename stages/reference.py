@@ -21,7 +21,7 @@ def main(params: Params) -> None:
     from gat.metrics import read_reference
     from gat.sampling import reference_of
 
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(params.compute)
     extractor, given = Extractor(EXTRACTOR, accelerator.device), params.metrics.reference
     known, images = (None, Images(IMAGES)) if given is None else read_reference(given)
     if known is not None:
@@ -34,10 +34,11 @@ def main(params: Params) -> None:
     made = None
     if images is not None:
         keep, batch_size = params.metrics.reference_features, params.evaluate.batch_size
-        made = reference_of(lambda start, stop: images[start:stop], extractor, len(images), batch_size, keep)
+        labels = images.labels if isinstance(images, Images) else None
+        made = reference_of(lambda start, stop: images[start:stop], extractor, len(images), batch_size, keep, labels)
     if accelerator.is_main_process:
         if known is not None:
-            made = dataclasses.replace(known, features=made.features if made else None)
+            made = dataclasses.replace(made, mu=known.mu, sigma=known.sigma) if made else known
         if made is not None:
             made.save(REFERENCE)
 

@@ -15,7 +15,7 @@ def main(params: Params) -> None:
     from gat.images import Images
     from gat.vae import factor, load_vae, psnr, train_vae
 
-    device = make_accelerator().device
+    device = make_accelerator(params.compute).device
     images = Images(IMAGES)
     if settings.recipe is not None and settings.pretrained is None:
         vae = train_vae(images, device=device, **settings.recipe.model_dump())

@@ -68,11 +68,11 @@ class Project:
         place[last] = value
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
-    def replace(self, **sections: dict) -> None:
-        """Change keys of sections of params.yaml; `runs` as a whole."""
+    def replace(self, **sections: dict | list) -> None:
+        """Change keys of sections of params.yaml; lists as a whole."""
         params = self.params()
         for name, values in sections.items():
-            params[name] = values if name == "runs" else params[name] | values
+            params[name] = values if isinstance(values, list) else params[name] | values
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     def commit(self) -> None:

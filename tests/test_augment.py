@@ -38,14 +38,19 @@ def test_translation_moves_down_and_right_and_fills_with_zeros(levels):
 
 
 def test_flip_mirrors_columns_after_the_shift(levels):
-    flipped = augment(
-        levels,
-        draw(2, shift=torch.tensor([[0, 1], [0, 1]]), flip=torch.tensor([True, False])),
-        Strength(0, 0.125, 0, 0.4),
-    )
-    assert torch.equal(flipped[:, 0], flipped[:, 0].flip(-1).flip(-1))
-    assert torch.equal(flipped[:, 0, :, :, :-1], levels[:, 0, :, :, :-1].flip(-1))
+    shift, strength = torch.tensor([[0, 1], [0, 1]]), Strength(0, 0.125, 0, 0.4)
+    flipped = augment(levels, draw(2, shift=shift, flip=torch.tensor([True, False])), strength)
     assert torch.equal(flipped[:, 1, :, :, 1:], levels[:, 1, :, :, :-1])
+    assert torch.equal(flipped[:, 0, :, :, :-1], levels[:, 0, :, :, :-1].flip(-1))
+    assert not flipped[:, 0, :, :, -1].any()
+
+
+def test_moved_pixels_are_the_same_bits_where_products_are_rounded(levels):
+    """As a GPU's TF32 rounds what goes into a matrix product, so does bfloat16 here."""
+    draws = draw(2, shift=torch.tensor([[1, 0], [-1, 2]]), flip=torch.tensor([True, False]))
+    exact = move(levels[0], draws)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(move(levels[0], draws), exact)
 
 
 def test_cutout_blanks_half_the_side_around_its_centre(levels):

@@ -18,12 +18,16 @@ WRONG = [
     (("model", "patch", 3), "model.patch: 3 is not allowed; allowed: divisors of 8, the latents' side"),
     (("study.S-2", "heads", 5), "study.S-2.width: 12 is not allowed; allowed: multiples of study.S-2.heads (5)"),
     (("study.S-2", "heads", 2), "study.S-2.heads: 2 is not allowed; allowed: such that width/heads is a multiple of 4"),
-    (("runs", "S-3", "study.S-3"), "runs: 'S-3' is not allowed; allowed: model or an entry of study"),
-    (("runs", "S-2", "study.B-2"), "runs.S-2: 'study.B-2' is not allowed; allowed: study.S-2"),
+    (("", "runs", ["S-2", "S-3"]), "runs: 'S-3' is not allowed; allowed: entries of study: B-2, L-2"),
+    (("", "runs", ["S-2", "S-2"]), "runs: ['S-2', 'S-2'] is not allowed; allowed: each once"),
+    (("", "seeds", [0, 1, 1]), "seeds: [0, 1, 1] is not allowed; allowed: each once"),
+    (("", "seeds", []), "seeds: [] is not allowed"),
+    (("", "seeds", 3), "seeds: 3 is not allowed"),
+    (("study", "model", {"width": 12, "depth": 4, "patch": 2}), "study: 'model' is not allowed; allowed: other names"),
     (("data", "source", "./nowhere"), "data.source: './nowhere' is not allowed; allowed: a file or folder that exists"),
-    (("loss.augment", "flip", 0.4), "loss.augment.flip: 0.4 is not allowed; allowed: 0 where data.mirror is false"),
     (("loss.levels", "schedule", "cubic"), "loss.levels.schedule: 'cubic' is not allowed"),
     (("train", "learning_rate", "2e-4"), "train.learning_rate: '2e-4' is not allowed; YAML takes"),
+    (("train", "decay_start", 1.0), "train.decay_start: 1.0 is not allowed"),
     (("train", "ema", None), "train.ema: None is not allowed"),
     (("study.L-2", "train", {"ema": 3}), "study.L-2.train.ema: 3 is not allowed"),
     (("study.L-2", "repa", {"teacher": "./nowhere"}), "study.L-2.repa.teacher: './nowhere' is not allowed"),
@@ -39,7 +43,7 @@ WRONG = [
 def changed(section: str, key: str, value: object) -> dict:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     place = params
-    for part in section.split("."):
+    for part in filter(None, section.split(".")):
         place = place[part]
     place[key] = value
     return params
@@ -51,9 +55,9 @@ def write(tmp_path, params) -> str:
     return str(path)
 
 
-def run_stage(stage: str, run: str, tmp_path) -> subprocess.CompletedProcess:
+def run_stage(stage: str, *arguments: str, tmp_path) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}", run],
+        [sys.executable, "-m", f"stages.{stage}", *arguments],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
         capture_output=True,
@@ -107,14 +111,18 @@ def test_run_against_another_discriminator_is_no_point_of_the_power_law(tmp_path
 @pytest.mark.parametrize(
     ("environment", "command"),
     [
-        ({}, ["accelerate", "launch", "-m", "stages.train", "S-2"]),
+        ({}, ["accelerate", "launch", "-m", "stages.train", "S-2", "0"]),
+        (
+            {"GAT_SLOT": "1"},
+            ["accelerate", "launch", "--main_process_port", "0", "-m", "stages.train", "S-2", "0"],
+        ),
         (
             {"ACCELERATE_MIXED_PRECISION": "bf16"},
-            ["accelerate", "launch", "--mixed_precision", "bf16", "-m", "stages.train", "S-2"],
+            ["accelerate", "launch", "--mixed_precision", "bf16", "-m", "stages.train", "S-2", "0"],
         ),
         (
             {"ACCELERATE_MIXED_PRECISION": "bf16", "GAT_LAUNCH": "srun torchrun"},
-            ["srun", "torchrun", "-m", "stages.train", "S-2"],
+            ["srun", "torchrun", "-m", "stages.train", "S-2", "0"],
         ),
     ],
 )
@@ -125,15 +133,16 @@ def test_stage_starts_itself_on_all_devices_with_the_machines_precision(environm
     def start(program: str, arguments: list[str]) -> None:
         raise StartedError(arguments)
 
-    for name in ("GAT_LAUNCH", "ACCELERATE_MIXED_PRECISION", "LOCAL_RANK", stages.LAUNCHED):
+    for name in ("GAT_LAUNCH", "ACCELERATE_MIXED_PRECISION", "LOCAL_RANK", stages.LAUNCHED, stages.SLOT):
         monkeypatch.setenv(name, "")  # so that what the stage sets is taken back, too
         monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(stages, "_many_devices", lambda: True)
+    monkeypatch.setattr(stages, "end_with_parent", lambda: None)
     monkeypatch.setattr(stages.os, "execvp", start)
-    monkeypatch.setattr(sys, "argv", ["train.py", "S-2"])
+    monkeypatch.setattr(sys, "argv", ["train.py", "S-2", "0"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", importlib.machinery.ModuleSpec("stages.train", None))
     with pytest.raises(StartedError) as started:
         stages.run_stage(lambda params: None, distributed=True)
@@ -159,7 +168,7 @@ def test_any_width_divisible_by_four_has_valid_auto_heads():
 
 def test_discriminator_defaults_to_the_generators_size_and_can_differ(tmp_path):
     params = changed("model", "width", 32)
-    params["model"] = {"width": 32, "depth": 4, "heads": 2, "patch": 2, "discriminator": {"width": 64}}
+    params["model"] = {"width": 32, "depth": 4, "heads": 2, "patch": 2, "discriminator": {"width": 64}, "seed": 0}
     params["study"]["L-2"] = {"width": 40, "depth": 4, "heads": 2, "patch": 2}
     loaded = load_params(write(tmp_path, params))
     assert loaded.settings("model").run.discriminator_network == Network(width=64, depth=4, heads="auto", patch=2)
@@ -177,11 +186,13 @@ def test_study_entry_overrides_training_and_loss(tmp_path):
     assert loaded.settings("B-2").train.scale_lr_by_width
 
 
-@pytest.mark.parametrize("stage", ["images", "extractor", "reference", "vae", "latents", "train", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "stage", ["images", "extractor", "reference", "vae", "latents", "floors", "train", "evaluate", "report", "repro"]
+)
 def test_every_stage_stops_at_once_on_a_wrong_value_and_writes_nothing(stage, tmp_path):
     write(tmp_path, changed("model", "width", 50))
     begin = time.monotonic()
-    done = run_stage(stage, "model", tmp_path)
+    done = run_stage(stage, *["model"] * (stage != "repro"), tmp_path=tmp_path)
     assert done.returncode == 1
     assert done.stderr == "params.yaml: model.width: 50 is not allowed; allowed: multiples of 4\n"
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
@@ -190,14 +201,37 @@ def test_every_stage_stops_at_once_on_a_wrong_value_and_writes_nothing(stage, tm
 
 def test_unknown_run_is_named(tmp_path):
     write(tmp_path, yaml.safe_load((ROOT / "params.yaml").read_text()))
-    done = run_stage("evaluate", "M-2", tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("params.yaml: run: 'M-2' is not allowed; allowed: ")
+    for name in (["M-2", "0"], []):
+        done = run_stage("evaluate", *name, tmp_path=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"params.yaml: run: {(*name, '')[0]!r} is not allowed; allowed: model, S-2, ")
+
+
+def test_run_of_the_study_needs_a_seed(tmp_path):
+    write(tmp_path, yaml.safe_load((ROOT / "params.yaml").read_text()))
+    for seed in ([], ["first"]):
+        done = run_stage("train", "S-2", *seed, tmp_path=tmp_path)
+        assert done.returncode == 1
+        message = f"params.yaml: seed: {(*seed, '')[0]!r} is not allowed; allowed: a number after the run's name"
+        assert done.stderr.startswith(message)
+
+
+def test_each_run_is_trained_once_for_each_seed_and_the_model_under_test_once(tmp_path):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"runs": ["S-2", "XL-4"], "seeds": [0, 7]}
+    trainings = load_params(write(tmp_path, params)).trainings
+    assert [training.stage("train") for training in trainings] == [
+        "train-model",
+        "train@S-2-0",
+        "train@S-2-7",
+        "train@XL-4-0",
+        "train@XL-4-7",
+    ]
+    assert [training.folder for training in trainings][::4] == ["model", "XL-4/seed-7"]
 
 
 def test_what_the_data_show_to_be_wrong_is_one_line_too(tmp_path):
     write(tmp_path, changed("data", "image_column", "picture"))
-    done = run_stage("images", "", tmp_path)
+    done = run_stage("images", tmp_path=tmp_path)
     assert done.returncode == 1
     message = "params.yaml: data.image_column: 'picture' is not a column of mnist5k; it has image, label"
     assert done.stderr.splitlines()[-1] == message

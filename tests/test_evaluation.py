@@ -10,8 +10,17 @@ from cleanfid import fid as cleanfid
 from conftest import ROOT
 from PIL import Image
 
-from gat.extractor import Extractor, save_extractor, train_classifier
-from gat.metrics import Reference, fid, kid, precision_recall, read_reference, spread
+from gat.extractor import Extractor, TrainedClassifier, save_extractor, train_classifier
+from gat.metrics import (
+    Reference,
+    class_spread,
+    evenly_spaced,
+    fid,
+    fid_of_halves,
+    kid,
+    precision_recall,
+    read_reference,
+)
 from gat.networks import Generator
 from gat.pipeline import GATPipeline
 from gat.sampling import Sampler, image_grid, reference_of, sample_features, sample_inputs, save_npz
@@ -21,9 +30,9 @@ from gat.vae import decode
 @pytest.fixture(scope="module")
 def extractor(digits, tmp_path_factory) -> Extractor:
     folder = tmp_path_factory.mktemp("extractor")
-    classifier, accuracy = train_classifier(digits, steps=60, batch_size=64, learning_rate=3e-3, seed=0, progress=False)
-    assert accuracy > 0.5  # of ten classes
-    save_extractor(folder, "classifier", "clean", classifier, accuracy)
+    trained = train_classifier(digits, steps=60, batch_size=64, learning_rate=3e-3, seed=0, progress=False)
+    assert trained.accuracy > 0.5  # of ten classes
+    save_extractor(folder, "classifier", "clean", trained)
     return Extractor(folder)
 
 
@@ -31,6 +40,35 @@ def extractor(digits, tmp_path_factory) -> Extractor:
 def generator() -> Generator:
     torch.manual_seed(0)
     return Generator(width=16, depth=4, heads=2, patch=2, latent_size=8, classes=10).eval()
+
+
+def test_features_have_unit_variance_and_the_logits_stay(digits, extractor):
+    """FID and KID are in the features' unit; a FID in the classifier's own is scale² times as large."""
+    trained = train_classifier(digits, steps=60, batch_size=64, learning_rate=3e-3, seed=0, progress=False)
+    features = extractor(digits[:])
+    assert features.var(0).mean() == pytest.approx(1, abs=0.05)
+    trained.classifier.rescale(trained.scale)  # as it came out of training
+    pixels = torch.from_numpy(digits[:]).permute(0, 3, 1, 2).float()
+    raw = trained.classifier(pixels).numpy()
+    np.testing.assert_allclose(raw, trained.scale * features, rtol=1e-3, atol=1e-4)
+    assert np.array_equal(trained.classifier.logits(torch.from_numpy(raw)).argmax(1), extractor.classify(features))
+    assert (extractor.classify(features) == digits.labels).mean() > 0.5
+    halves = features[::2], features[1::2]
+    small, large = (fid(scale * halves[0], Reference.of(scale * halves[1])) for scale in (1.0, trained.scale))
+    assert large == pytest.approx(trained.scale**2 * small, rel=1e-3)
+
+
+def test_spread_within_classes_is_the_closed_form_and_tells_collapse(rng):
+    labels = np.arange(3000) % 3
+    features = 50.0 * labels[:, None] + rng.normal(0, [1.0, 2.0], (3000, 2))
+    assert class_spread(features, labels) == pytest.approx(5, rel=0.1)
+    assert class_spread(50.0 * labels[:, None] + np.zeros((1, 2)), labels) == 0
+
+
+def test_one_half_of_the_same_images_is_near_the_other(rng):
+    features = rng.normal(size=(4000, 8))
+    assert fid_of_halves(features) == pytest.approx(0, abs=0.05)
+    assert fid(features + 1, Reference.of(features)) == pytest.approx(8, rel=1e-6)
 
 
 def save_pngs(images: np.ndarray, folder: Path) -> str:
@@ -89,11 +127,11 @@ def test_reference_of_images_is_that_of_all_their_features_with_some_of_them_kep
     got = reference_of(lambda start, stop: digits[start:stop], extractor, 130, 50, keep=40, progress=False)
     np.testing.assert_allclose(got.mu, want.mu, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(got.sigma, want.sigma, rtol=1e-4, atol=1e-4)
-    kept = spread(130, 40)
+    kept = evenly_spaced(130, 40)
     assert (kept[0], kept[-1], len(kept)) == (0, 129, 40)
     assert set(np.diff(kept)) == {3, 4}
     np.testing.assert_allclose(got.features, features[kept], rtol=1e-4, atol=1e-4)
-    assert np.array_equal(spread(5, 9), np.arange(5))
+    assert np.array_equal(evenly_spaced(5, 9), np.arange(5))
 
 
 class _Layers(torch.nn.Module):
@@ -240,7 +278,7 @@ def test_small_batches_of_the_vae_make_the_same_images(generator, vae):
 def test_two_processes_make_the_features_of_one(generator, vae, extractor, digits, tmp_path):
     """In order, and complete, though their shares are not equal."""
     GATPipeline(generator, vae).save_pretrained(tmp_path / "pipeline")
-    save_extractor(tmp_path / "extractor", "classifier", "clean", extractor.model, 0.5)
+    save_extractor(tmp_path / "extractor", "classifier", "clean", TrainedClassifier(extractor.model, 0.5, 1.0))
     want = sample_features(Sampler(generator, vae, 0), extractor, 130, 20, progress=False)
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__, tmp_path],
@@ -251,7 +289,8 @@ def test_two_processes_make_the_features_of_one(generator, vae, extractor, digit
     reference = Reference.load(tmp_path / "reference.npz")
     np.testing.assert_allclose(reference.mu, want.mean(0), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(reference.sigma, np.cov(want, rowvar=False), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(reference.features, want[spread(130, 30)], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(reference.features, want[evenly_spaced(130, 30)], rtol=1e-3, atol=1e-3)
+    assert np.array_equal(reference.labels, (np.arange(130) % 7)[evenly_spaced(130, 30)])
     with np.load(tmp_path / "samples.npz") as file:
         assert np.abs(file["arr_0"].astype(int) - Sampler(generator, vae, 0)(0, 130)).max() <= 1
 
@@ -262,7 +301,8 @@ if __name__ == "__main__":  # one of two processes
     loaded = GATPipeline.from_pretrained(folder / "pipeline")
     one = Sampler(loaded.generator, loaded.vae, 0)
     got = sample_features(one, Extractor(folder / "extractor"), 130, 20, progress=False)
-    statistics = reference_of(one, Extractor(folder / "extractor"), 130, 20, keep=30, progress=False)
+    labels = np.arange(130) % 7
+    statistics = reference_of(one, Extractor(folder / "extractor"), 130, 20, 30, labels, progress=False)
     save_npz(one, folder / "samples.npz", 130, 20)
     if PartialState().is_main_process:
         np.save(folder / "features.npy", got)

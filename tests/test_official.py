@@ -12,7 +12,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from gat.networks import SIZES, Generator
-from gat.official import convert, head_count, load_generator, read_checkpoint, size_name
+from gat.official import convert, head_count, load_discriminator, load_generator, read_checkpoint, size_name
 from gat.pipeline import GATPipeline
 from gat.vae import decode
 
@@ -62,6 +62,26 @@ def test_converted_checkpoint_makes_the_networks_own_images(checkpoint, vae, tmp
         want = decode(vae, generator(z, torch.tensor(labels), truncation_psi=0.3)).numpy()
     assert np.array_equal(np.stack([np.asarray(image) for image in made]), want)
     assert want.std() > 0
+
+
+def test_position_tables_of_a_checkpoint_are_taken_over_and_saved(tmp_path):
+    """The release trains them, whatever its paper says."""
+    weights = part("generator.")
+    z, labels = torch.randn(2, 64), torch.tensor([0, 1])
+    generator = load_generator(weights, head_count(weights)).eval()
+    weights["pos_embed"] = weights["pos_embed"] + 0.1 * torch.randn_like(weights["pos_embed"])
+    trained = load_generator(weights, head_count(weights)).eval()
+    assert torch.equal(trained.positions, weights["pos_embed"][0])
+    trained.save_pretrained(tmp_path)
+    again = Generator.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(z, labels), trained(z, labels))
+        assert not torch.allclose(trained(z, labels), generator(z, labels), rtol=0.01)
+    assert not trained.positions.requires_grad
+
+    weights = part("discriminator.")
+    weights["pos_embed"] = weights["pos_embed"] + 1
+    assert torch.equal(load_discriminator(weights, head_count(weights)).positions, weights["pos_embed"][0])
 
 
 def test_other_weights_can_be_asked_for_and_wrong_ones_are_named(checkpoint, vae, tmp_path):
@@ -130,6 +150,8 @@ def release_names(generator: Generator) -> dict[str, torch.Tensor]:
     }
     state = {}
     for name, tensor in generator.state_dict().items():
+        if name == "positions":
+            continue
         for ours, theirs in names.items():
             name = name.replace(ours, theirs)
         for ours, theirs in starts.items():

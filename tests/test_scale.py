@@ -17,6 +17,7 @@ from project import Project, ran
 from sklearn.datasets import load_sample_images
 from transformers import Dinov2Config, Dinov2Model
 
+from gat.config import load_params
 from gat.images import Images
 from gat.latents import Latents
 from gat.pipeline import GATPipeline
@@ -82,10 +83,10 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
         train={"steps": 4, "batch_size": 8, "eval_every": 4, "eval_samples": 100},
         evaluate={"samples": 100, "batch_size": 50, "save_samples": str(tmp_path / "samples")},
         compute={"compile": None, "workers": 1, "vae_batch": 16},
-        runs={"model": "model"},
+        runs=[],
     )
     done = project.type("dvc", "repro")
-    stages = ["images", "extractor", "reference", "vae", "latents", "train@model", "evaluate@model", "report"]
+    stages = ["images", "extractor", "reference", "vae", "latents", "train-model", "evaluate-model", "floors", "report"]
     assert sorted(ran(done.stdout)) == sorted(stages)
     assert "class-1/999.jpg" in done.stdout
     images, latents = Images(project.folder / "data/images"), Latents(project.folder / "data/latents")
@@ -106,7 +107,7 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
     fid = json.loads((project.folder / "results/model/metrics.json").read_text())["fid"]
     project.replace(model={"pretrained": str(folder)}, evaluate={"save_samples": None})
     done = project.type("dvc", "repro")
-    assert ran(done.stdout) == ["train@model", "evaluate@model", "report"]
+    assert ran(done.stdout) == ["train-model", "evaluate-model", "report"]
     again = json.loads((project.folder / "results/model/metrics.json").read_text())
     assert again["fid"] == pytest.approx(fid, rel=1e-4)
     assert not list((project.folder / "results/model/live").iterdir())
@@ -116,9 +117,9 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
 def test_each_profiles_graph_is_listed_without_a_network(profile, tmp_path):
     project = Project.copy(tmp_path / "project", profile, HF_HUB_OFFLINE="1", HTTPS_PROXY="http://127.0.0.1:9")
     done = project.type("dvc", "repro", "--dry", "--force")
-    runs = project.params()["runs"]
-    stages = ["images", "extractor", "reference", "vae", "latents", "report"]
-    stages += [f"{stage}@{run}" for stage in ("train", "evaluate") for run in runs]
+    trainings = load_params(project.folder / "params.yaml").trainings
+    stages = ["images", "extractor", "reference", "vae", "latents", "floors", "report"]
+    stages += [training.stage(stage) for stage in ("train", "evaluate") for training in trainings]
     assert sorted(ran(done.stdout)) == sorted(stages)
 
 

@@ -6,7 +6,7 @@ import torch
 import yaml
 from conftest import ROOT
 
-from gat.config import Params, ParamsError
+from gat.config import MODEL, Params, ParamsError, Training
 from gat.study import build_run, fingerprint
 
 SMOKE = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
@@ -25,7 +25,7 @@ def params(**changes: object) -> Params:
 
 
 def test_paper_wide_model_trains_on_a_cpu(accelerator, latents):
-    run = build_run(params(model__width=1152, train__steps=1), "model", latents, accelerator)
+    run = build_run(params(model__width=1152, train__steps=1), Training(MODEL, 0), latents, accelerator)
     assert run.trainer.plain_generator.config["heads"] == 18
     assert run.description["width"] == 1152
     (row,) = run.fit(None)
@@ -39,7 +39,7 @@ def test_switches_reach_the_networks_and_the_losses(accelerator, latents):
         model__discriminator={"width": 16},
         train__scale_lr_by_width=False,
     )
-    run = build_run(changed, "model", latents, accelerator)
+    run = build_run(changed, Training(MODEL, 0), latents, accelerator)
     trainer = run.trainer
     assert trainer.recipe.objective.times == (0.0,)
     assert trainer.recipe.objective.penalty == 0
@@ -51,13 +51,15 @@ def test_switches_reach_the_networks_and_the_losses(accelerator, latents):
 
 
 def test_learning_rates_follow_each_networks_width(accelerator, latents):
-    recipe = build_run(params(model__discriminator={"width": 24}), "model", latents, accelerator).trainer.recipe
+    recipe = build_run(
+        params(model__discriminator={"width": 24}), Training(MODEL, 0), latents, accelerator
+    ).trainer.recipe
     assert recipe.learning_rate_g == pytest.approx(2 * recipe.learning_rate_d)
 
 
 def test_seed_decides_the_weights(accelerator, latents):
     def weights(seed: int) -> torch.Tensor:
-        run = build_run(params(train__seed=seed), "model", latents, accelerator)
+        run = build_run(params(), Training(MODEL, seed), latents, accelerator)
         return run.trainer.plain_generator.blocks[0].attention.qkv.weight.detach()
 
     assert torch.equal(weights(1), weights(1))
@@ -75,7 +77,9 @@ def test_seed_decides_the_weights(accelerator, latents):
 )
 def test_compiled_networks_train_as_others_do(accelerator, latents, mode, changes):
     def trained(mode: str | None) -> torch.Tensor:
-        run = build_run(params(train__steps=3, compute__compile=mode, **changes), "model", latents, accelerator)
+        run = build_run(
+            params(train__steps=3, compute__compile=mode, **changes), Training(MODEL, 0), latents, accelerator
+        )
         generator, discriminator = run.trainer.plain_generator, run.trainer.plain_discriminator
         parts = {"blocks": generator.blocks[0], "whole": generator}
         assert [name for name, part in parts.items() if part._compiled_call_impl] == ([mode] if mode else [])
@@ -87,14 +91,15 @@ def test_compiled_networks_train_as_others_do(accelerator, latents, mode, change
 
 
 def test_fingerprint_is_of_what_defines_the_run_and_nothing_else(latents, tmp_path):
-    base = fingerprint(params(), "model", latents)
-    assert fingerprint(params(study__S_2__width=12), "model", latents) == base
-    assert fingerprint(params(evaluate__samples=300), "model", latents) == base
-    assert fingerprint(params(train__steps=13), "model", latents) != base
-    assert fingerprint(params(model__width=16), "model", latents) != base
-    assert fingerprint(params(loss__penalty=0.2), "model", latents) != base
+    base = fingerprint(params(), Training(MODEL, 0), latents)
+    assert fingerprint(params(study__S_2__width=12), Training(MODEL, 0), latents) == base
+    assert fingerprint(params(evaluate__samples=300), Training(MODEL, 0), latents) == base
+    assert fingerprint(params(), Training(MODEL, 1), latents) != base
+    assert fingerprint(params(train__steps=13), Training(MODEL, 0), latents) != base
+    assert fingerprint(params(model__width=16), Training(MODEL, 0), latents) != base
+    assert fingerprint(params(loss__penalty=0.2), Training(MODEL, 0), latents) != base
     (tmp_path / "file").write_text("reference")
-    assert fingerprint(params(), "model", latents, [tmp_path / "file"]) != base
+    assert fingerprint(params(), Training(MODEL, 0), latents, [tmp_path / "file"]) != base
 
 
 def test_patch_that_does_not_fit_the_latents_is_refused(accelerator, latents):
@@ -102,4 +107,4 @@ def test_patch_that_does_not_fit_the_latents_is_refused(accelerator, latents):
     content["vae"]["pretrained"] = "some/hub-id"  # whose latents' side is known only when they are there
     content["model"]["patch"] = 3
     with pytest.raises(ParamsError, match=r"model\.patch: 3 is not allowed; allowed: divisors of 8"):
-        build_run(Params.model_validate(content), "model", latents, accelerator)
+        build_run(Params.model_validate(content), Training(MODEL, 0), latents, accelerator)
