@@ -90,22 +90,21 @@ class Job:
             os.killpg(self.process.pid, by)
 
 
-def trainings_longest_first(params: Params) -> list[Training]:
-    """The order in which they leave no slot idle at the end."""
+def training_stages(params: Params) -> list[list[str]]:
+    """Training and evaluation of each, the longest first: so no slot is idle for long at the end."""
 
     def work(training: Training) -> float:
         run, _, train, _ = params.settings(training.run)
         return 0.0 if run.pretrained else train.steps * run.depth * (run.width / run.patch) ** 2
 
-    return sorted(params.trainings, key=work, reverse=True)
+    ordered = sorted(params.trainings, key=work, reverse=True)
+    return [[training.stage("train"), training.stage("evaluate")] for training in ordered]
 
 
 def phases(params: Params, changed: set[str]) -> list[list[Job]]:
     """Jobs in the order in which they must run, those of one phase side by side; what is up to date is left out."""
-    trainings = trainings_longest_first(params)
-    own = [["floors"], *([training.stage("train"), training.stage("evaluate")] for training in trainings)]
     jobs, stale = [], False
-    for phase in (*SHARED, own):
+    for phase in (*SHARED, [["floors"], *training_stages(params)]):
         wanted = [Job(stages) for stages in phase if stale or changed.intersection(stages)]
         stale = stale or bool(wanted)
         jobs.append(wanted)
@@ -181,7 +180,9 @@ def main() -> None:
         prog="python -m stages.repro", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--jobs", type=int, help="slots (default: one for each GPU, or the cores / compute.threads)")
-    jobs = parser.parse_args().jobs
+    parser.add_argument("--list", action="store_true", help="print the stages of each training, a line each, and stop")
+    arguments = parser.parse_args()
+    jobs = arguments.jobs
     if jobs is not None and jobs < 1:
         parser.error("argument --jobs: 1 or more")
     end_with_parent()
@@ -193,6 +194,9 @@ def main() -> None:
     console = Console()
     try:
         params = load_params()
+        if arguments.list:
+            print(*(" ".join(stages) for stages in training_stages(params)), sep="\n")
+            return
         changed = set(
             json.loads(subprocess.run(["dvc", "status", "--json"], check=True, stdout=subprocess.PIPE).stdout)
         )

@@ -1,5 +1,6 @@
 """The graph itself, in a copy of the project, on a profile small enough for minutes: what a user types."""
 
+import ast
 import io
 import os
 import re
@@ -11,37 +12,45 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import yaml
+from conftest import ROOT
 from project import Project, ran
 
 from gat.study import TRAINING_CODE
 
-TRAIN, EVALUATE = "train@model", "evaluate@model"
+TRAIN, EVALUATE = "train-model", "evaluate-model"
+STUDY = [f"{run}-{seed}" for run in ("B-2", "B-4", "S-2") for seed in (0, 1)]
+WEIGHTS = "pipeline/generator/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Project:
-    """The project after `dvc repro` on the smoke profile, committed."""
+    """The project after what `make repro` types on the smoke profile, committed."""
     project = Project.copy(tmp_path_factory.mktemp("clone") / "project", "smoke.yaml")
-    output = project.type("dvc", "repro").stdout
-    runs = ("model", "S-2", "B-2", "B-4")
-    stages = ["images", "extractor", "reference", "vae", "latents", "report"]
-    stages += [f"{stage}@{run}" for stage in ("train", "evaluate") for run in runs]
-    assert sorted(ran(output)) == sorted(stages)
+    output = project.type("python", "-m", "stages.repro", "--jobs", "2").stdout
+    assert [line for line in output.splitlines() if re.match(r"(model|images|B-4-1): \d+ s$", line)]
+    stages = ["images", "extractor", "reference", "vae", "latents", "floors", "report", TRAIN, EVALUATE]
+    stages += [f"{stage}@{training}" for stage in ("train", "evaluate") for training in STUDY]
+    locked = yaml.safe_load((project.folder / "dvc.lock").read_text())["stages"]
+    assert sorted(locked) == sorted(stages)
     project.commit()
     return project
 
 
 def test_repro_makes_the_figure_and_the_tables(project):
     table = pd.read_csv(project.folder / "reports/scaling.csv")
-    assert sorted(table.run) == ["B-2", "B-4", "S-2", "model"]
-    assert {"width", "depth", "patch", "params", "gmacs", "fid", "kid", "precision", "recall"} <= {*table.columns}
+    trainings = [(run, seed) for run in ("B-2", "B-4", "S-2") for seed in (0, 1)]
+    assert sorted(zip(table.run, table.seed, strict=True)) == [*trainings, ("model", 0)]
+    columns = {"width", "depth", "patch", "params", "gmacs", "train_gflops", "gap", "images_per_second"}
+    assert columns | {"fid", "kid", "precision", "recall", "spread", "recognized"} <= {*table.columns}
     assert (table.fid > 0).all()
+    assert table.groupby("run").fid.nunique().to_dict() == {"B-2": 2, "B-4": 2, "S-2": 2, "model": 1}
     assert (project.folder / "reports/scaling.png").stat().st_size > 20_000
     assert "| B-4" in (project.folder / "reports/scaling.md").read_text()
     kept = project.type("git", "ls-files", "reports").stdout.split()
-    assert kept == ["reports/scaling.csv", "reports/scaling.md", "reports/scaling.png"]
+    assert kept == [f"reports/{name}" for name in ("samples.png", "scaling.csv", "scaling.md", "scaling.png")]
 
 
 def test_repro_again_runs_nothing_within_five_seconds(project):
@@ -53,15 +62,19 @@ def test_repro_again_runs_nothing_within_five_seconds(project):
 
 
 def test_a_change_reruns_what_depends_on_it_alone(project):
-    """A plot's colour the report; the learning rate all trainings and no latents; the model its own two stages."""
+    """A plot's colour the report; the learning rate all trainings and no latents; a new seed its own trainings."""
     params = (project.folder / "params.yaml").read_text()
-    trainings = [f"train@{run}" for run in ("B-2", "B-4", "S-2", "model")]
+    trainings = [TRAIN, *(f"train@{training}" for training in STUDY)]
+    new = [f"{stage}@{run}-5" for stage in ("train", "evaluate") for run in ("B-2", "B-4", "S-2")]
     for key, value, stages in (
         ("report.highlight", "#00ff00", ["report"]),
         ("train.learning_rate", 1e-3, trainings),
         ("model.width", 20, [TRAIN]),
-        ("study.S-2.width", 4, ["train@S-2"]),
-        ("evaluate.samples", 300, ["evaluate@B-2", "evaluate@B-4", "evaluate@S-2", EVALUATE]),
+        ("study.S-2.width", 4, ["train@S-2-0", "train@S-2-1"]),
+        ("evaluate.samples", 300, [EVALUATE, "floors", *(f"evaluate@{training}" for training in STUDY)]),
+        ("seeds", [0, 1, 5], [*new, "report"]),
+        ("seeds", [1], ["report"]),
+        ("runs", ["S-2", "B-4"], ["report"]),
         ("compute.compile", "blocks", []),
     ):
         project.set(key, value)
@@ -71,9 +84,29 @@ def test_a_change_reruns_what_depends_on_it_alone(project):
 
 
 def test_training_depends_on_the_code_that_defines_it(project):
-    graph = yaml.safe_load((project.folder / "dvc.yaml").read_text())
-    deps = {dep for dep in graph["stages"]["train"]["do"]["deps"] if dep.startswith("gat/")}
-    assert deps == {f"gat/{module}.py" for module in TRAINING_CODE}
+    stages = yaml.safe_load((project.folder / "dvc.yaml").read_text())["stages"]
+    for stage in ("train", "train-model"):
+        deps = {dep for dep in stages[stage]["deps"] if dep.startswith("gat/")}
+        assert deps == {f"gat/{module}.py" for module in TRAINING_CODE}
+
+
+READ_ALONE = {"config", "images", "shards", "checkpoints", "official", "report"}  # their outs and params are the deps
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate", "floors", "reference"])
+def test_stage_depends_on_all_code_that_decides_what_it_writes(stage):
+    """All of gat/ that the stage's script imports, and what that imports."""
+
+    def imported(path: Path) -> set[str]:
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        return {node.module.removeprefix("gat.") for node in nodes if node.module.startswith("gat.")}
+
+    found, new = set(), imported(ROOT / f"stages/{stage}.py")
+    while new:
+        found |= new
+        new = {name for module in new - READ_ALONE for name in imported(ROOT / f"gat/{module}.py")} - found
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    assert {dep for dep in deps if dep.startswith("gat/")} == {f"gat/{module}.py" for module in found - READ_ALONE}
 
 
 def test_wrong_value_stops_repro_within_five_seconds(project, tmp_path):
@@ -108,7 +141,7 @@ def test_reference_of_other_features_is_refused_in_one_line(project, tmp_path):
 def stop_training(project, step: int, by: signal.Signals) -> str:
     """Train B-2 until it has saved a step, and end DVC and the training with a signal: what they had to say."""
     with subprocess.Popen(
-        ["dvc", "repro", "--single-item", "--force", "train@B-2"],
+        ["dvc", "repro", "--single-item", "--force", "train@B-2-0"],
         cwd=project.folder,
         env=project.env,
         stdout=subprocess.DEVNULL,
@@ -126,26 +159,74 @@ def stop_training(project, step: int, by: signal.Signals) -> str:
 
 def test_killed_training_resumes_to_the_same_bytes(project):
     """Ctrl-C, kill -9 half-way, then `dvc repro`: the generator's file is that of a run nobody disturbed."""
-    weights = project.folder / "runs/B-2/pipeline/generator/diffusion_pytorch_model.safetensors"
+    weights = project.folder / "runs/B-2/seed-0" / WEIGHTS
     undisturbed = weights.read_bytes()
     assert not list(project.folder.glob("checkpoints/*/*"))
-    shutil.rmtree(project.folder / "runs/B-2")
+    shutil.rmtree(project.folder / "runs/B-2/seed-0")
     said = stop_training(project, 3, signal.SIGINT)
     assert "interrupted; run it again and it goes on from what it saved" in said
     assert "Traceback" not in said
     stop_training(project, 6, signal.SIGKILL)
     assert not weights.exists()
-    project.type("dvc", "repro", "--single-item", "--force", "train@B-2")
+    project.type("dvc", "repro", "--single-item", "--force", "train@B-2-0")
     assert weights.read_bytes() == undisturbed
     assert not list(project.folder.glob("checkpoints/*/*"))
     assert project.type("dvc", "repro").returncode == 0
 
 
+def running(folder: Path) -> list[str]:
+    """Command lines of the processes that work in a folder."""
+    found = []
+    for process in psutil.process_iter(["cwd", "cmdline", "status"]):
+        if process.info["cwd"] == str(folder) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(" ".join(process.info["cmdline"]))
+    return found
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+def test_side_by_side_takes_all_it_started_along_and_goes_on(project, tmp_path, by):
+    """Two trainings are stopped half-way with what started them, and end in the bytes of an undisturbed run."""
+    copy = Project(tmp_path / "copy")
+    shutil.copytree(project.folder, copy.folder, symlinks=True)
+    trainings = [copy.folder / "runs" / name / WEIGHTS for name in ("S-2/seed-0", "B-2/seed-0")]
+    undisturbed = [weights.read_bytes() for weights in trainings]
+    copy.replace(runs=["S-2", "B-2"], seeds=[0])
+    shutil.rmtree(copy.folder / ".dvc/cache")
+    for name in ("runs", "results"):
+        shutil.rmtree(copy.folder / name)
+    with subprocess.Popen(
+        ["python", "-m", "stages.repro", "--jobs", "2"], cwd=copy.folder, env=copy.env, stdout=subprocess.DEVNULL
+    ) as process:
+        while len({path.parent for path in copy.folder.glob("checkpoints/*/step-*.safetensors")}) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(by)
+    deadline = time.monotonic() + 30
+    while running(copy.folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not running(copy.folder)
+    assert not all(weights.exists() for weights in trainings)
+    copy.type("python", "-m", "stages.repro", "--jobs", "2")
+    assert [weights.read_bytes() for weights in trainings] == undisturbed
+    assert not list(copy.folder.glob("checkpoints/*/*"))
+
+
+def test_failure_is_shown_and_ends_the_whole(project, tmp_path):
+    copy = Project(tmp_path / "copy")
+    shutil.copytree(project.folder, copy.folder, symlinks=True)
+    copy.replace(runs=["S-2"], seeds=[0], train={"batch_size": 15}, compute={"micro_batch": 4})
+    done = copy.type("python", "-m", "stages.repro", "--jobs", "1", check=False)
+    assert done.returncode == 1
+    assert "train.batch_size: 15 does not divide into 1 processes of micro-batches of 4" in done.stdout
+    assert "failed" in done.stdout
+    assert len(re.findall(r"does not divide", done.stdout)) == 1  # no other training was started
+
+
 def test_experiment_retrains_the_model_under_test_alone(project):
     done = project.type("dvc", "exp", "run", "--name", "wider", "--set-param", "model.width=16")
     assert ran(done.stdout) == [TRAIN, EVALUATE, "report"]
-    table = pd.read_csv(project.folder / "reports/scaling.csv").set_index("run")
-    assert table.width["model"] == 16
+    table = pd.read_csv(project.folder / "reports/scaling.csv").set_index("run").loc[["model"]]
+    assert table.width.tolist() == [16]
     rows = pd.read_csv(io.StringIO(project.type("dvc", "exp", "show", "--csv").stdout))
     fid = rows.assign(name=rows.Experiment.fillna(rows.rev)).set_index("name").fid
     assert fid["wider"] == pytest.approx(table.fid["model"], rel=1e-4)
