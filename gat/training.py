@@ -45,7 +45,7 @@ class Decay:
 
     def factor(self, step: int) -> float:
         """What the rate is multiplied by in a step (from 0)."""
-        progress = max(0.0, (step / self.steps - self.start) / (1 - self.start))
+        progress = min(1.0, max(0.0, (step / self.steps - self.start) / (1 - self.start)))
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
 
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from gat.augment import Strength, draw_augmentation
-from gat.losses import PENALTY_STEP, Look, Objective, discriminator_loss, generator_loss, seen
+from gat.losses import PENALTY_STEP, Look, Objective, discriminator_loss, generator_loss, penalty_weight, seen
 from gat.networks import Discriminator
 from gat.noise import level_times
 
@@ -106,5 +106,11 @@ def test_gradient_is_that_of_finite_differences(batch, discriminator):
             generator_loss(discriminator, real.double(), fake + s * 1e-3 * direction, labels, both, PAPER)
             for s in (1, -1)
         )
-    # the loss itself is a float32, which rounds the difference to about 1e-4
-    torch.testing.assert_close((gradient * direction).sum().float(), (up - down) / 2e-3, rtol=2e-2, atol=5e-4)
+    torch.testing.assert_close((gradient * direction).sum(), (up - down) / 2e-3, rtol=1e-3, atol=1e-6)
+
+
+def test_penalty_is_the_papers_at_its_own_size_and_goes_with_the_pixels():
+    assert penalty_weight(0.1, 32) == pytest.approx(0.1)
+    assert penalty_weight(0.1, 8) == pytest.approx(0.1 / 16)
+    assert penalty_weight(0.1, 64) == pytest.approx(0.4)
+    assert penalty_weight(0.1, 8, scale_by_pixels=False) == pytest.approx(0.1)

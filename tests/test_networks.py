@@ -4,7 +4,7 @@ from conftest import ROOT
 from safetensors import safe_open
 
 from gat.cost import discriminator_cost, generator_cost
-from gat.networks import SIZES, Discriminator, EqualizedLinear, Generator, LinearInParts, sincos_table
+from gat.networks import SIZES, Discriminator, EqualizedLinear, Generator, LinearInParts, rms_norm, sincos_table
 from gat.noise import perturb
 from gat.official import load_discriminator, load_generator
 
@@ -186,3 +186,20 @@ def test_linear_layer_in_parts_is_the_same_layer(rows, sides, in_parts):
     torch.testing.assert_close(got, want)
     for ours, theirs in zip(*(torch.autograd.grad((y * weighting).sum(), of) for y in (got, want)), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_rms_norm_in_fewer_passes_is_the_same(weighted):
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 8, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(8, dtype=torch.double, requires_grad=True) if weighted else None
+    of = (x, weight) if weighted else (x,)
+    got, want = rms_norm(x, weight), torch.nn.functional.rms_norm(x, (8,), weight, eps=1e-6)
+    torch.testing.assert_close(got, want)
+    direction = torch.randn_like(got)
+    for ours, theirs in zip(*(torch.autograd.grad((y * direction).sum(), of) for y in (got, want)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    zero = torch.zeros(1, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(rms_norm(zero).sum(), zero)
+    assert torch.equal(rms_norm(zero), zero)
+    torch.testing.assert_close(gradient, torch.full_like(zero, 1e3))
