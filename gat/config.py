@@ -229,8 +229,6 @@ class Train(_Section):
     clip: Rate
     ema: Annotated[float, Field(ge=0, lt=1)]
     style_gain: Rate
-    decay_start: Annotated[float, Field(ge=0, lt=1)]
-    decay_to: Share
     eval_every: Positive
     eval_samples: Annotated[int, Field(ge=100)]
 

@@ -28,7 +28,7 @@ FEATURES = 64
 
 
 class Classifier(nn.Module):
-    """Small convolutional classifier whose penultimate layer has 64 features, of unit variance once it is trained."""
+    """Small convolutional classifier whose penultimate layer has 64 features; `standardize` gives them their unit."""
 
     def __init__(self, size: int, classes: int, width: int = 32) -> None:
         super().__init__()
@@ -46,29 +46,30 @@ class Classifier(nn.Module):
             nn.Linear(2 * width * 16, FEATURES),
         )
         self.head = nn.Linear(FEATURES, classes)
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(FEATURES))
+        self.register_buffer("scale", torch.ones(()))
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, 64) of images (B, 3, H, W) in 0–255."""
-        return self.body(images / 127.5 - 1)
+        return (self.body(images / 127.5 - 1) - self.mean) / self.scale
 
     def logits(self, features: Tensor) -> Tensor:
         """Class logits (B, classes) of features (B, 64)."""
-        return self.head(F.relu(features))
+        return self.head(F.relu(features * self.scale + self.mean))
 
-    @torch.no_grad()
-    def rescale(self, factor: float) -> None:
-        """Multiply the features by a positive factor, and leave the logits as they are."""
-        for parameter in self.body[-1].parameters():
-            parameter.mul_(factor)
-        self.head.weight.div_(factor)
+    def standardize(self, features: Tensor) -> None:
+        """From now on, have features such as these (N, 64) mean 0 and, averaged over the 64, variance 1."""
+        self.mean = features.mean(0)
+        self.scale = features.var(0).mean().sqrt()
 
 
 class TrainedClassifier(NamedTuple):
-    """A classifier with what is known of it."""
+    """A classifier with its accuracy (0–1) on images held out."""
 
     classifier: Classifier
-    accuracy: float  # 0–1, on images held out
-    scale: float  # of the features as they came out of training: a FID in those is scale² times as large
+    accuracy: float
 
 
 def train_classifier(
@@ -76,8 +77,8 @@ def train_classifier(
 ) -> TrainedClassifier:
     """Train a classifier on nine tenths of the images, shifted by up to two pixels for robustness.
 
-    Its features are then scaled so that their variance over those images, averaged over the features, is 1: distances
-    such as FID and KID have no other unit than the features'.
+    Its features are then centred and scaled to variance 1 over those images: distances such as FID and KID have no
+    other unit than the features'.
 
     Raises:
         ParamsError: there is but one class.
@@ -102,10 +103,9 @@ def train_classifier(
         schedule.step()
     model.eval().requires_grad_(False)
     features = torch.cat([model(torch.from_numpy(part).permute(0, 3, 1, 2).float()) for part in images.batches(256)])
-    scale = features[train].var(0).mean().sqrt().item()
     predicted = model.logits(features[held_out]).argmax(1)
-    model.rescale(1 / scale)
-    return TrainedClassifier(model, (predicted.numpy() == images.labels[held_out]).mean().item(), scale)
+    model.standardize(features[train])
+    return TrainedClassifier(model, (predicted.numpy() == images.labels[held_out]).mean().item())
 
 
 class Extractor:
@@ -163,7 +163,8 @@ def save_extractor(folder: Path, name: str, mode: str, trained: TrainedClassifie
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"name": name, "mode": mode}
     if trained is not None:
-        config |= {"accuracy": trained.accuracy, "scale": trained.scale, "classifier": trained.classifier.config}
+        config |= {"accuracy": trained.accuracy, "classifier": trained.classifier.config}
+        config["scale"] = float(trained.classifier.scale)  # by which features were divided; a FID by its square
         save_file(trained.classifier.state_dict(), folder / "classifier.safetensors")
     else:
         check_download_inception(str(folder))

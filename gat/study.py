@@ -21,7 +21,7 @@ from gat.networks import Discriminator, Generator
 from gat.noise import level_times
 from gat.repa import Teacher
 from gat.seeds import seed_of
-from gat.training import Decay, Evaluate, Plan, Recipe, Row, Trainer, fit, learning_rate
+from gat.training import Evaluate, Plan, Recipe, Row, Trainer, fit, learning_rate
 
 # The modules that decide what a training writes: weights, curves, pipeline. Stage `train` depends on the same.
 TRAINING_CODE = (
@@ -157,7 +157,6 @@ def build_run(
         betas=(train.betas[0], train.betas[1]),
         clip=train.clip,
         ema=train.ema,
-        decay=Decay(train.steps, train.decay_start, train.decay_to),
         seed=seed,
         micro_batch=params.compute.micro_batch,
     )

@@ -1,7 +1,6 @@
 """The training recipe (paper, section 5 and appendix) on Accelerate: one step, its state, its checkpoints."""
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -35,26 +34,12 @@ def learning_rate(base: float, width: int, batch_size: int, scale_by_width: bool
     return base * width_factor * (batch_size / BASE_BATCH) ** 0.5
 
 
-@dataclass(frozen=True)
-class Decay:
-    """How the learning rate falls at the end of training: by a half cosine. The paper's stays as it is."""
-
-    steps: int  # of the whole training
-    start: float = 0.0  # share of the steps after which it begins
-    final: float = 1.0  # share of the rate that is left after the last step
-
-    def factor(self, step: int) -> float:
-        """What the rate is multiplied by in a step (from 0)."""
-        progress = min(1.0, max(0.0, (step / self.steps - self.start) / (1 - self.start)))
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
-
-
 def clip_and_step(
     weights: list[Tensor],
     gradients: list[Tensor],
     squares: list[Tensor],
     step: Tensor,
-    rate: Tensor,
+    rate: float,
     beta: float,
     clip: float,
 ) -> Tensor:
@@ -65,7 +50,7 @@ def clip_and_step(
         gradients: of the weights; left alone.
         squares: running means of the squared gradients; changed in place.
         step: number of the step from 1, a scalar tensor.
-        rate: learning rate, a scalar tensor.
+        rate: learning rate.
         beta: β₂.
         clip: the largest norm of all gradients together.
 
@@ -93,7 +78,6 @@ class Recipe:
     betas: tuple[float, float] = (0.0, 0.99)
     clip: float = 1.0
     ema: float = 0.999
-    decay: Decay | None = None  # of both rates; None: they stay
     seed: int = 0
     micro_batch: int | None = None  # samples of one forward on one process; None: its whole share
 
@@ -198,7 +182,6 @@ class Trainer:
             Scalars on the device, of this process's samples: `loss_d`, `loss_g`, `gap`, `r1`, `r2`, with a teacher
             `repa`, and the norms `grad_d`, `grad_g` of the whole gradients before clipping.
         """
-        self._set_rates(self.steps_done)
         draws, labels = self.draw(self.steps_done), batch.labels
         mean, std = at_least_float32(batch.moments).chunk(2, dim=1)
         real = (mean + std * draws.posterior) * self.scaling_factor
@@ -257,15 +240,6 @@ class Trainer:
         self.steps_done += 1
         return logs
 
-    def _set_rates(self, step: int) -> None:
-        factor = 1.0 if self.recipe.decay is None else self.recipe.decay.factor(step)
-        for optimizer, rate in (
-            (self.optimizer_g, self.recipe.learning_rate_g),
-            (self.optimizer_d, self.recipe.learning_rate_d),
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = factor * rate
-
     def _sync(self, network: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Processes exchange gradients in the last micro-batch alone."""
         return nullcontext() if last else self.accelerator.no_sync(network)
@@ -286,8 +260,9 @@ class Trainer:
         weights, states = group["params"], [optimizer.state[weight] for weight in group["params"]]
         torch._foreach_add_([state["step"] for state in states], 1)
         gradients, squares = [weight.grad for weight in weights], [state["exp_avg_sq"] for state in states]
-        rate = torch.tensor(group["lr"])  # as a number it would be compiled in
-        return clip_and_step(weights, gradients, squares, states[0]["step"], rate, group["betas"][1], self.recipe.clip)
+        return clip_and_step(
+            weights, gradients, squares, states[0]["step"], group["lr"], group["betas"][1], self.recipe.clip
+        )
 
     def _collect_styles(self, style: Tensor, labels: Tensor) -> None:
         """Add styles and counts to those of their class."""

@@ -45,8 +45,8 @@ def main(params: Params) -> None:
     features = f"Features: {extractor['name']}, clean-fid's mode {extractor['mode']}"
     if "accuracy" in extractor:
         features += (
-            f", held-out accuracy {extractor['accuracy']:.3f}, scaled to unit variance over the reals (as they came "
-            f"out of training, FID is {extractor['scale'] ** 2:.3g} times as large)"
+            f", held-out accuracy {extractor['accuracy']:.3f}, of mean 0 and variance 1 over the reals (as they "
+            f"came out of training, FID is {extractor['scale'] ** 2:.3g} times as large)"
         )
     notes = [f"{features}; {params.evaluate.samples:,} samples a training.", "Made by `dvc repro`."]
     (REPORTS / "scaling.md").write_text(markdown_page(table, floors, notes, settings.bootstrap))

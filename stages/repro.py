@@ -146,7 +146,7 @@ def run_side_by_side(jobs: list[Job], slots: list[list[str]], console: Console) 
                 for job in running.values():
                     if not console.is_terminal and time.monotonic() - job.told > QUIET_SECONDS:
                         job.told = time.monotonic()
-                        console.print(f"{job.name}: {job.state}", markup=False, highlight=False)
+                        console.print(f"{job.name}: {job.state}", markup=False, highlight=False, soft_wrap=True)
     finally:
         for by in (signal.SIGINT, signal.SIGKILL):
             for job in running.values():
