@@ -2,7 +2,7 @@
 
 python benchmarks/evaluate.py PIPELINE EXTRACTOR [--samples N] [--batch N] [--vae-batch N] [--rounds N]
                                                  [--workers N] [--png-batch N]
-(after dvc repro: runs/XL-2/pipeline data/extractor)
+(after dvc repro: runs/XL-2/seed-0/pipeline data/extractor)
 
 Both paths in turn, since machines are noisy; medians over the rounds. clean-fid reads the folder with its own defaults,
 unless told otherwise.

@@ -58,15 +58,17 @@ def _line(log_x: np.ndarray, log_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _resampled_lines(
     x: np.ndarray, y: Sequence[np.ndarray], resamplings: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes and intercepts of fits to runs drawn with replacement, each the mean of seeds drawn with replacement."""
+    """Slopes and intercepts of fits to runs drawn with replacement, each the mean of seeds drawn with replacement.
+
+    Draws of fewer than three runs are left out, as no law is fitted to them.
+    """
     rng = np.random.default_rng(seed)
     count = len(x)
     runs = rng.integers(count, size=(resamplings, count))
     means = np.stack([own[rng.integers(len(own), size=(resamplings, count, len(own)))].mean(-1) for own in y])
     means = np.take_along_axis(means, runs[None], axis=0)[0]
-    log_x = np.log(x)[runs]
-    distinct = np.ptp(log_x, axis=1) > 0
-    return _line(log_x[distinct], np.log(means)[distinct])
+    enough = np.array([len(np.unique(drawn)) >= FEWEST for drawn in runs])
+    return _line(np.log(x)[runs[enough]], np.log(means[enough]))
 
 
 def _as_points(x: ArrayLike, y: Sequence[ArrayLike]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -220,6 +222,8 @@ def draw_scaling(
             axes.axhline(fid, color="#7a7a7a", lw=1, ls=style, label=f"{name}: {fid:.2g}")
         axes.set_xscale("log")
         axes.margins(x=0.12)
+        shown = [*table.fid, *(floors or {}).values()]
+        axes.set_ylim(min(shown) / 1.6, max(shown) * 2.5)  # intervals may reach out of sight
         axes.legend(frameon=False, fontsize=8.5, loc="best")
         _label(axes, title, label, "final FID")
     return figure

@@ -68,8 +68,7 @@ def run_stage(stage: Callable[[Params], None], distributed: bool = False) -> Non
 def end_with_parent() -> None:
     """Have Linux end this process when the one that started it dies, however it dies."""
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _launched() -> bool:

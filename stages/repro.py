@@ -124,7 +124,7 @@ def run_side_by_side(jobs: list[Job], slots: list[list[str]], console: Console) 
         return grid
 
     try:
-        with Live(get_renderable=table, console=console, refresh_per_second=2, transient=True):
+        with Live(console=console, auto_refresh=False, transient=True) as live:  # no thread: processes are started
             while running or (waiting and not failed):
                 for slot, devices in enumerate(slots):
                     if slot not in running and waiting and not failed:
@@ -143,6 +143,7 @@ def run_side_by_side(jobs: list[Job], slots: list[list[str]], console: Console) 
                         console.print(*job.lines, f"{job.name} failed", sep="\n", markup=False)
                     else:
                         console.print(f"{job.name}: {job.seconds:.0f} s", markup=False, highlight=False)
+                live.update(table(), refresh=True)
                 for job in running.values():
                     if not console.is_terminal and time.monotonic() - job.told > QUIET_SECONDS:
                         job.told = time.monotonic()
