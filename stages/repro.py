@@ -18,8 +18,10 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn
 
+import psutil
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -158,6 +160,21 @@ def run_side_by_side(jobs: list[Job], slots: list[list[str]], console: Console) 
     return not failed
 
 
+def forget_dead_locks(path: Path = Path(".dvc/tmp/rwlock")) -> None:
+    """Remove DVC's list of who reads and writes what, if all on it were killed: DVC waits for zombies, too."""
+
+    def lives(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    if path.exists():
+        pids = {int(pid) for pid in re.findall(r'"pid": *(\d+)', path.read_text())}
+        if not any(map(lives, pids)):
+            path.unlink()
+
+
 def gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
@@ -198,6 +215,7 @@ def main() -> None:
         if arguments.list:
             print(*(" ".join(stages) for stages in training_stages(params)), sep="\n")
             return
+        forget_dead_locks()
         changed = set(
             json.loads(subprocess.run(["dvc", "status", "--json"], check=True, stdout=subprocess.PIPE).stdout)
         )

@@ -71,7 +71,7 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
     torchrun = f"{Path(sys.executable).parent / 'torchrun'} --nproc_per_node 2"
     project = Project.copy(tmp_path / "project", "imagenet256.yaml", GAT_LAUNCH=torchrun, HF_HUB_OFFLINE="1")
     project.replace(
-        data={"source": str(tmp_path / "photographs"), "on_error": "skip"},
+        data={"source": str(tmp_path / "photographs"), "on_error": "skip", "mirror": True},
         vae={"pretrained": str(models / "vae")},
         repa={"teacher": str(models / "teacher"), "projector_dim": 64},
         metrics={
