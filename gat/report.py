@@ -131,7 +131,8 @@ class Points(NamedTuple):
 
     @classmethod
     def of(cls, study: pd.DataFrame, cost: str) -> "Points":
-        """The points of `study_of` some table against one of its columns."""
+        """The points of `study_of` some table against one of its columns; runs without a value have none."""
+        study = study.dropna(subset=cost)
         costs = study.groupby("run", sort=False)[cost].first()
         runs = [str(run) for run in costs.index]
         return cls(runs, costs.to_numpy(float), [study.fid[study.run == run].to_numpy(float) for run in runs])
@@ -212,17 +213,20 @@ def draw_scaling(
     _label(by_patch, "(b) FID by patch", "training step", "FID")
 
     tested = table[table.run == MODEL]
+    shown = [*table.fid, *(floors or {}).values()]
     for axes, column, factor, title, label in (
         (by_generator, "gmacs", 2, "(c) FID by generator compute", "generator GFLOPs (2 × GMACs)"),
         (by_training, "train_gflops", 1, "(d) FID by training compute", "training compute (10⁹ multiply-adds)"),
     ):
-        _draw_law(axes, Points.of(study, column), factor, shade, resamplings)
-        axes.scatter(factor * tested[column], tested.fid, color=highlight, marker="*", s=150, zorder=4, label=MODEL)
+        points = Points.of(study, column)
+        _draw_law(axes, points, factor, shade, resamplings)
+        known = tested.dropna(subset=column)  # of a pretrained model the training compute is not known
+        axes.scatter(factor * known[column], known.fid, color=highlight, marker="*", s=150, zorder=4, label=MODEL)
         for (name, fid), style in zip((floors or {}).items(), ((0, (1, 1)), (0, (4, 2))), strict=False):
             axes.axhline(fid, color="#7a7a7a", lw=1, ls=style, label=f"{name}: {fid:.2g}")
-        axes.set_xscale("log")
+        if len(points.runs) or len(known):
+            axes.set_xscale("log")
         axes.margins(x=0.12)
-        shown = [*table.fid, *(floors or {}).values()]
         axes.set_ylim(min(shown) / 1.6, max(shown) * 2.5)  # intervals may reach out of sight
         axes.legend(frameon=False, fontsize=8.5, loc="best")
         _label(axes, title, label, "final FID")
@@ -266,7 +270,8 @@ def _draw_curves(axes: Axes, curves: Curves, colors: Mapping[str, str], style: s
         mean = seeds.mean(axis=1)
         axes.plot(mean.index, mean, style, color=color, marker="o", ms=3.5, lw=1.8, label=run)
         axes.fill_between(seeds.index, seeds.min(axis=1), seeds.max(axis=1), color=color, alpha=0.18, lw=0)
-    axes.legend(frameon=False, fontsize=9)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=9)
 
 
 def _label(axes: Axes, title: str, x: str, y: str) -> None:
@@ -340,10 +345,15 @@ def markdown_page(
         "class. Gap: mean of D(real) − D(fake) over the last tenth of training; near 0 the discriminator is flat.",
         "",
     ]
-    if study.run.nunique() >= FEWEST:
+    costs = {
+        ("generator GFLOPs", 2): Points.of(study, "gmacs"),
+        ("training GMACs", 1): Points.of(study, "train_gflops"),
+    }
+    if any(len(points.runs) >= FEWEST for points in costs.values()):
         lines += ["## Laws", ""]
-        for column, factor, name in (("gmacs", 2, "generator GFLOPs"), ("train_gflops", 1, "training GMACs")):
-            points = Points.of(study, column)
+        for (name, factor), points in costs.items():
+            if len(points.runs) < FEWEST:
+                continue
             law = fit_power_law(factor * points.costs, points.fids, resamplings)
             lines.append(
                 f"- FID ≈ {law.factor:.3g} · C^{law.exponent:.3f} with C in {name}; the exponent's 95 % bootstrap "

@@ -1,5 +1,6 @@
 """Small real things that many tests need."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,14 @@ def latents(digits, vae, tmp_path_factory) -> Latents:
     folder = tmp_path_factory.mktemp("latents")
     write_latents(digits, lambda batch: encode(vae, batch), folder, 0.5, mirror=True, batch_size=64, progress=False)
     return Latents(folder)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Networks are made in float64, so that what should be equal differs by 1e-15 and not by what float32 amplifies."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Two training steps and the start of every parameter, as recorded of the paper's release."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,13 +18,6 @@ from gat.training import Draws, Recipe, Trainer
 
 LOADERS = {"generator": load_generator, "discriminator": load_discriminator, "ema": load_generator}
 DRAWINGS = 8  # of the networks' start, averaged
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class Recorded:

@@ -1,3 +1,5 @@
+import io
+
 import matplotlib.image
 import numpy as np
 import pandas as pd
@@ -52,6 +54,24 @@ def curves(table) -> dict[Training, pd.DataFrame]:
         Training(row.run, row.seed): pd.DataFrame({"step": [10, 20], "fid": [2 * row.fid, row.fid]})
         for row in table.itertuples()
     }
+
+
+def test_models_without_training_compute_are_drawn_against_the_generators_alone(table):
+    """A pretrained model under test and nothing else; then a study with a pretrained run."""
+    floors = {"reconstructions": 0.5}
+    alone = table[table.run == MODEL].assign(train_gflops=None)
+    draw_scaling(alone, {}, ["#000000"], "#ff0000", 50, floors).savefig(io.BytesIO())
+    assert "| model |" in markdown_page(alone, floors)
+    with_one = table.assign(train_gflops=table.train_gflops.where(table.run != "S-2"))
+    figure = draw_scaling(with_one, {}, ["#000000", "#ffffff"], "#ff0000", 50, floors)
+    figure.savefig(io.BytesIO())
+    names = [{text.get_text() for text in axes.texts} for axes in figure.axes[2:]]
+    assert names[0] - names[1] == {"S-2"}
+    assert "C in training GMACs" in markdown_page(with_one, floors, resamplings=50)
+    two = with_one.assign(train_gflops=with_one.train_gflops.where(with_one.run != "B-2"))
+    page = markdown_page(two, floors, resamplings=50)
+    assert "C in generator GFLOPs" in page
+    assert "C in training GMACs" not in page
 
 
 def test_power_law_is_found_with_its_interval_and_correlation(rng):

@@ -113,13 +113,13 @@ def test_unfinished_file_is_no_checkpoint(accelerator, latents, tmp_path):
     assert len(fit(trainer, batches, Plan(1, 100, 100, checkpoints=tmp_path))) == 1
 
 
-def test_micro_batches_add_up_to_the_whole(accelerator, latents):
+def test_micro_batches_add_up_to_the_whole(accelerator, latents, float64):
     whole, parts = (train(accelerator, latents, 5, replace(RECIPE, micro_batch=size)) for size in (None, 4))
-    assert relative_error(parts.plain_generator.state_dict(), whole.plain_generator.state_dict()) < 1e-5
-    assert relative_error(parts.plain_discriminator.state_dict(), whole.plain_discriminator.state_dict()) < 1e-5
+    assert relative_error(parts.plain_generator.state_dict(), whole.plain_generator.state_dict()) < 1e-10
+    assert relative_error(parts.plain_discriminator.state_dict(), whole.plain_discriminator.state_dict()) < 1e-10
 
 
-def test_two_processes_equal_one_and_their_checkpoints_serve_it(accelerator, latents, tmp_path, capfd):
+def test_two_processes_equal_one_and_their_checkpoints_serve_it(accelerator, latents, tmp_path, capfd, float64):
     one = train(accelerator, latents, 20)
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__, latents.folder, tmp_path],
@@ -129,14 +129,14 @@ def test_two_processes_equal_one_and_their_checkpoints_serve_it(accelerator, lat
     two = load_file(tmp_path / "two.safetensors")
     for part in ("generator.", "discriminator.", "ema."):
         got, want = ({k: t for k, t in s.items() if k.startswith(part)} for s in (two, one.state()))
-        assert relative_error(got, want) < 1e-5, part
+        assert relative_error(got, want) < 1e-10, part
 
     # What two processes saved half-way, one process finishes.
     (tmp_path / "step-00000020.safetensors").unlink()
     resumed, batches = make_trainer(accelerator, latents)
     fit(resumed, batches, Plan(20, eval_every=100, save_every=100, checkpoints=tmp_path))
     assert "resuming at step 10" in capfd.readouterr().out
-    assert relative_error(resumed.plain_generator.state_dict(), one.plain_generator.state_dict()) < 1e-5
+    assert relative_error(resumed.plain_generator.state_dict(), one.plain_generator.state_dict()) < 1e-10
 
 
 def test_batch_that_does_not_divide_is_refused(accelerator, latents):
@@ -195,6 +195,7 @@ if __name__ == "__main__":  # one of two processes
     from gat.latents import Latents
 
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
     distributed = Accelerator(cpu=True)
     assert distributed.num_processes == 2
     trainer, batches = make_trainer(distributed, Latents(sys.argv[1]))
