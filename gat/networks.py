@@ -226,8 +226,8 @@ class StyledBlock(nn.Module):
         self.attention = Attention(width, heads)
         self.mlp = SwiGLU(width)
 
-    def forward(self, h: Tensor, activated_style: Tensor, rotary: Tensor) -> Tensor:
-        scale1, gate1, scale2, gate2 = self.style(activated_style)[:, None].chunk(4, dim=-1)
+    def forward(self, h: Tensor, style: Tensor, rotary: Tensor) -> Tensor:
+        scale1, gate1, scale2, gate2 = self.style(F.silu(style))[:, None].chunk(4, dim=-1)
         h = torch.addcmul(h, gate1, self.attention((1 + scale1) * rms_norm(h), rotary))
         return torch.addcmul(h, gate2, self.mlp((1 + scale2) * rms_norm(h)))
 
@@ -241,8 +241,8 @@ class ImageHead(nn.Module):
         self.style = nn.Linear(width, width)
         self.linear = nn.Linear(width, patch * patch * channels)
 
-    def forward(self, h: Tensor, activated_style: Tensor) -> Tensor:
-        scale = self.style(activated_style)[:, None]
+    def forward(self, h: Tensor, style: Tensor) -> Tensor:
+        scale = self.style(F.silu(style))[:, None]
         h = self.linear((1 + scale) * rms_norm(h))
         grid, p = int(h.shape[1] ** 0.5), self.patch
         h = h.unflatten(2, (p, p, -1)).unflatten(1, (grid, grid))  # (B, row, column, p, p, channels)
@@ -318,18 +318,17 @@ class Generator(ModelMixin, ConfigMixin):
 
     def synthesize(self, w: Tensor) -> Tensor:
         """Level images (K, B, C, H, W) of styles w (B, width); the last level is the finished latent."""
-        activated = F.silu(w)
         h = self.positions.expand(len(w), -1, -1)
         image: Tensor | None = None
         levels = []
         every = len(self.blocks) // len(self.image_heads)
         for i, block in enumerate(self.blocks, start=1):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block, h, activated, self.rotary, use_reentrant=False)
+                h = checkpoint(block, h, w, self.rotary, use_reentrant=False)
             else:
-                h = block(h, activated, self.rotary)
+                h = block(h, w, self.rotary)
             if i % every == 0:
-                detail = self.image_heads[i // every - 1](h, activated)
+                detail = self.image_heads[i // every - 1](h, w)
                 image = detail if image is None else image + detail
                 levels.append(image)
         return torch.stack(levels)
