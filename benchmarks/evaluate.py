@@ -18,11 +18,12 @@ import torch
 from cleanfid import fid as cleanfid
 from PIL import Image
 
-from gat.extractor import Extractor
-from gat.metrics import Reference, fid
+from gat.data.vae import load_vae
+from gat.evaluation.extractor import Extractor
+from gat.evaluation.features import compute_features
+from gat.evaluation.metrics import Reference, fid
+from gat.evaluation.sampling import Sampler
 from gat.pipeline import GATPipeline
-from gat.sampling import Sampler, sample_features
-from gat.vae import load_vae
 from stages import make_accelerator
 
 
@@ -42,10 +43,10 @@ def main() -> None:
     generator, vae = pipeline.generator.to(device), load_vae(arguments.pipeline / "vae", device)
     sampler = Sampler(generator, vae, seed=0, vae_batch=arguments.vae_batch)
     sampler(0, arguments.batch)  # warm
-    reference = Reference.of(extractor(Sampler(generator, vae, seed=1)(0, 500)))
+    reference = Reference.from_features(extractor(Sampler(generator, vae, seed=1)(0, 500)))
 
     def in_memory() -> np.ndarray:
-        return sample_features(sampler, extractor, arguments.samples, arguments.batch, progress=False)
+        return compute_features(sampler, extractor, arguments.samples, arguments.batch, progress=False)
 
     def by_png_folder() -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:

@@ -16,9 +16,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from gat.images import Images, load_source, write_images
-from gat.latents import write_latents
-from gat.vae import encode, load_vae
+from gat.data.images import Images, load_source, write_images
+from gat.data.latents import write_latents
+from gat.data.vae import encode, load_vae
 from stages import make_accelerator
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gat.latents import Latents, TrainingBatches
-from gat.shards import SHARD
+from gat.data.latents import Latents, TrainingBatches
+from gat.data.shards import SHARD
 
 SHAPE = (2, 8, 32, 32)  # mirror images, 2C, H, W of ImageNet-256
 BATCH, FILES, ROUNDS = 64, 5000, 5
@@ -79,7 +79,7 @@ def throughput(folder: Path) -> None:
 
 STARTUP = """
 import resource, sys, time
-from gat.latents import Latents, TrainingBatches
+from gat.data.latents import Latents, TrainingBatches
 def resident(): return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) / 1024
 before, begin = resident(), time.perf_counter()
 batches = TrainingBatches(Latents(sys.argv[1]), 64, seed=0)

@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
-from gat.augment import Strength
-from gat.latents import Batch
-from gat.losses import Objective
-from gat.networks import SIZES, Discriminator, Generator
-from gat.noise import level_times
-from gat.training import Recipe, Trainer
+from gat.data.latents import Batch
+from gat.gan.augment import Augment
+from gat.gan.losses import Objective
+from gat.gan.networks import SIZES, Discriminator, Generator
+from gat.gan.noise import noise_levels
+from gat.gan.training import Recipe, Trainer
 from stages import make_accelerator
 
 WARMUP = 3  # steps, in which torch.compile compiles
@@ -52,7 +52,7 @@ def measure(
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
     torch.manual_seed(0)
     generator, discriminator = Generator(**config), Discriminator(**config)
-    objective = Objective(tuple(level_times(4)), Strength(), 0.1)
+    objective = Objective(tuple(noise_levels(4)), Augment(), 0.1)
     recipe = Recipe(objective, batch, learning_rate_g=1e-4, learning_rate_d=1e-4)
     trainer = Trainer(accelerator, generator, discriminator, recipe, scaling_factor=1.0)
     side = config["latent_size"]

@@ -4,22 +4,31 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from operator import attrgetter
 from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 HEAD_SIZE = 64  # that `heads: auto` aims at
+BASE_LATENT_SIZE = 32  # side of the latents for which the paper gives γ
 MODEL = "model"  # the model under test
 
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0)]
-Place = Annotated[str, AfterValidator(expanduser)]  # a path, or a name on a hub
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+PathOrHubId = Annotated[str, AfterValidator(expanduser)]
 Color = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 
 
@@ -42,11 +51,11 @@ _SectionType = TypeVar("_SectionType", bound=_Section)
 class Data(_Section):
     """Where images come from and how they are cut."""
 
-    source: Place
+    source: PathOrHubId
     split: str
     image_column: str
     label_column: str | None
-    resolution: Positive
+    resolution: PositiveInt
     mirror: bool
     encoding: Literal["webp", "jpeg"]
     on_error: Literal["stop", "skip"]
@@ -55,34 +64,34 @@ class Data(_Section):
 class VaeRecipe(_Section):
     """How to train a small autoencoder."""
 
-    channels: Annotated[list[Positive], Field(min_length=2)]
-    latent_channels: Positive
-    steps: Positive
-    batch_size: Positive
-    learning_rate: Rate
-    kl_weight: NonNegative
-    seed: Seed
+    channels: Annotated[list[PositiveInt], Field(min_length=2)]
+    latent_channels: PositiveInt
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    kl_weight: NonNegativeFloat
+    seed: NonNegativeInt
 
     @property
-    def factor(self) -> int:
-        """Pixels a latent pixel stands for, along a side."""
+    def downsampling_factor(self) -> int:
+        """Side of the images over the side of their latents."""
         return 2 ** (len(self.channels) - 1)
 
 
 class Vae(_Section):
     """The autoencoder: a pretrained one, or one trained on the images."""
 
-    pretrained: Place | None
+    pretrained: PathOrHubId | None
     recipe: VaeRecipe | None
 
 
 class Classifier(_Section):
     """How to train the classifier whose features stand in for Inception's."""
 
-    steps: Positive
-    batch_size: Positive
-    learning_rate: Rate
-    seed: Seed
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    seed: NonNegativeInt
 
 
 class Metrics(_Section):
@@ -91,37 +100,37 @@ class Metrics(_Section):
     extractor: Literal["classifier", "inception"]
     mode: Literal["clean", "legacy_tensorflow"]
     classifier: Classifier | None
-    reference: Place | None
-    reference_features: Positive
+    reference: PathOrHubId | None
+    reference_features: PositiveInt
 
 
 class Evaluate(_Section):
     """Which samples are judged at the end."""
 
     samples: Annotated[int, Field(ge=100)]
-    batch_size: Positive
-    seed: Seed
-    truncation_psi: Share
-    guidance_scale: NonNegative
-    save_samples: Place | None
+    batch_size: PositiveInt
+    seed: NonNegativeInt
+    truncation_psi: UnitInterval
+    guidance_scale: NonNegativeFloat
+    save_samples: PathOrHubId | None
 
 
 class NetworkOverride(_Section):
     """A discriminator's size where it differs from its generator's; null: the same."""
 
-    width: Positive | None = None
-    depth: Positive | None = None
-    heads: Positive | Literal["auto"] | None = None
-    patch: Positive | None = None
+    width: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    heads: PositiveInt | Literal["auto"] | None = None
+    patch: PositiveInt | None = None
 
 
 class Network(_Section):
     """A transformer's size."""
 
-    width: Positive
-    depth: Positive
-    heads: Positive | Literal["auto"] = "auto"
-    patch: Positive
+    width: PositiveInt
+    depth: PositiveInt
+    heads: PositiveInt | Literal["auto"] = "auto"
+    patch: PositiveInt
 
     @property
     def head_count(self) -> int:
@@ -138,7 +147,7 @@ class Run(Network):
     With `pretrained`, a pipeline folder, nothing is trained, and the size is that of the folder's generator.
     """
 
-    pretrained: Place | None = None
+    pretrained: PathOrHubId | None = None
     discriminator: NetworkOverride = NetworkOverride()
     train: dict[str, Any] = {}
     loss: dict[str, Any] = {}
@@ -159,7 +168,7 @@ class Run(Network):
 
     @property
     def overrides(self) -> bool:
-        """Whether it is trained otherwise than the rest, against another discriminator, or not here."""
+        """Whether it is excluded from the laws: it overrides settings or the discriminator's size, or is pretrained."""
         sizes = self.discriminator.model_dump(exclude_none=True)
         return bool(self.train or self.loss or self.repa or self.pretrained or sizes)
 
@@ -176,73 +185,81 @@ class Run(Network):
 class ModelUnderTest(Run):
     """The run that experiments change; it is trained once."""
 
-    seed: Seed
+    seed: NonNegativeInt
 
 
 class Levels(_Section):
-    """Multi-level noise guidance."""
+    """Multi-level noise guidance (paper, section 4.1)."""
 
-    schedule: Literal["exponential", "linear", "none"]
-    count: Annotated[int, Field(ge=2)]
+    schedule: Literal["exponential", "linear", "none"] = "exponential"
+    count: Annotated[int, Field(ge=2)] = 4
 
     @property
     def used(self) -> int:
-        """Levels of a generator: without guidance just the finished image."""
+        """Levels of a generator: without guidance only the finished image."""
         return 1 if self.schedule == "none" else self.count
 
 
 class Augment(_Section):
-    """Strength of the augmentation, 0 switching each off."""
+    """Augmentation: `color`, `flip` are probabilities, `translation`, `cutout` fractions of the side; 0 is off."""
 
-    color: Share
-    translation: Share
-    cutout: Share
-    flip: Share
+    color: UnitInterval = 0.5
+    translation: UnitInterval = 0.125
+    cutout: UnitInterval = 0.5
+    flip: UnitInterval = 0.4
 
 
 class Loss(_Section):
-    """The adversarial losses."""
+    """The adversarial losses (paper, section 3.2); `Loss()` has the paper's values."""
 
-    levels: Levels
-    augment: Augment
-    penalty: NonNegative
-    scale_penalty_by_pixels: bool
-    class_map_dim: Positive
+    levels: Levels = Levels()
+    augment: Augment = Augment()
+    gamma: NonNegativeFloat = 0.1
+    scale_gamma_by_pixels: bool = True
+    cmap_dim: PositiveInt = 2048
+
+    def gamma_at(self, latent_size: int) -> float:
+        """γ of aR1 and aR2 for latents of a side: `gamma` holds at 32, and grows with the number of pixels.
+
+        The penalties square a slope along a step of the same size in every pixel: the fewer pixels, the more of the
+        image each of them determines, and the larger the slope. StyleGAN2-ADA has the same rule.
+        """
+        return self.gamma * (latent_size / BASE_LATENT_SIZE) ** 2 if self.scale_gamma_by_pixels else self.gamma
 
 
 class Repa(_Section):
     """Representation alignment: the discriminator learns to predict a teacher's features of the reals."""
 
-    teacher: Place | None
-    weight: NonNegative
-    projector_dim: Positive
+    teacher: PathOrHubId | None = "facebook/dinov2-base"
+    weight: NonNegativeFloat = 1.0
+    projector_dim: PositiveInt = 2048
 
 
 class Train(_Section):
-    """The optimization."""
+    """The optimization (paper, section 5 and appendix); `Train()` has the values of the paper's scaling runs."""
 
-    steps: Positive
-    batch_size: Positive
-    learning_rate: Rate
-    scale_lr_by_width: bool
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
-    clip: Rate
-    ema: Annotated[float, Field(ge=0, lt=1)]
-    style_gain: Rate
-    eval_every: Positive
-    eval_samples: Annotated[int, Field(ge=100)]
+    steps: PositiveInt = 50_000
+    batch_size: PositiveInt = 512
+    learning_rate: PositiveFloat = 2e-4
+    scale_lr_by_width: bool = True
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.0, 0.99]
+    max_grad_norm: PositiveFloat = 1.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    style_gain: PositiveFloat = 0.1
+    eval_every: PositiveInt = 2500
+    eval_samples: Annotated[int, Field(ge=100)] = 5000
 
 
 class Compute(_Section):
-    """What changes speed and memory but not the result, rounding aside; no stage depends on it."""
+    """What changes speed and memory but not the result, apart from rounding; no stage depends on it."""
 
-    threads: Positive | None
-    compile: Literal["blocks", "whole"] | None
-    activation_checkpointing: bool
-    micro_batch: Positive | None
-    vae_batch: Positive
-    workers: Annotated[int, Field(ge=0)]
-    save_every: Positive
+    threads: PositiveInt | None = None
+    compile: Literal["blocks", "whole"] | None = None
+    activation_checkpointing: bool = False
+    micro_batch: PositiveInt | None = None
+    vae_batch: PositiveInt = 64
+    workers: NonNegativeInt = 0
+    save_every: PositiveInt = 1000
 
 
 class Report(_Section):
@@ -250,7 +267,7 @@ class Report(_Section):
 
     colors: Annotated[list[Color], Field(min_length=1)]
     highlight: Color
-    bootstrap: Positive
+    bootstrap: PositiveInt
 
 
 class Settings(NamedTuple):
@@ -291,9 +308,18 @@ class Params(_Section):
     evaluate: Evaluate
     study: dict[str, Run]
     runs: list[str]
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
     compute: Compute
     report: Report
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        """A file of parameters leaves no key to its default."""
+        for name in ("loss", "loss.levels", "loss.augment", "repa", "train", "compute"):
+            section = attrgetter(name)(self)
+            for key in sorted(type(section).model_fields.keys() - section.model_fields_set):
+                raise ParamsError(f"{name}.{key}: missing")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -316,7 +342,7 @@ class Params(_Section):
             groups = norm_groups(channels)
             fitting = all(count % groups == 0 for count in channels)
             _require(fitting, "vae.recipe.channels", channels, f"multiples of {groups}, in which they are normalized")
-            size, factor = self.data.resolution, self.vae.recipe.factor
+            size, factor = self.data.resolution, self.vae.recipe.downsampling_factor
             _require(
                 size % factor == 0,
                 "data.resolution",
@@ -327,7 +353,7 @@ class Params(_Section):
         return self
 
     def check_latent_size(self, latent_size: float) -> None:
-        """Check that latents of a side divide into the patches of every run, which a VAE of a hub tells but late.
+        """Check that latents of a side divide into the patches of every run; of a pretrained VAE it is known late.
 
         Raises:
             ParamsError: they do not.

@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds, which papers write as "GFLOPs" (DiT-XL/2: 118.6)."""
+"""Cost of networks: parameters and multiply-adds, which papers write as "GFLOPs" (DiT-XL/2: 118.6)."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gat.networks import Z_DIM, Discriminator, Generator
+from gat.gan.networks import Z_DIM, Discriminator, Generator
 
 
 class Cost(NamedTuple):

@@ -1,11 +1,10 @@
-"""Reads networks of the paper's release, whose sizes are taken from the shapes of their weights.
+"""Loads networks of the paper's release; their sizes are inferred from the shapes of their weights.
 
 python -m gat.official CHECKPOINT.pt OUT/ turns a checkpoint into a pipeline folder, with Stable Diffusion's VAE.
 """
 
 import argparse
 import pickle
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,94 +13,64 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from gat.images import imagenet_names
-from gat.networks import SIZES, Discriminator, Generator
+from gat.data.images import imagenet_names
+from gat.gan.networks import SIZES, Discriminator, Generator
 from gat.pipeline import GATPipeline
 
 VAE = "stabilityai/sd-vae-ft-ema"  # with which the release samples
 
-_COMMON = {
-    r"\.attn\.proj\.": ".attention.out.",
-    r"\.attn\.": ".attention.",
-    r"\.mlp\.w12\.": ".mlp.w_in.",
-    r"\.mlp\.w3\.": ".mlp.w_out.",
-    r"\.adaLN_modulation\.1\.": ".style.",
-    r"\.ls_attn$": ".scale1",
-    r"\.ls_mlp$": ".scale2",
-    r"^x_embedder\.proj\.": "patchify.",
-    r"^y_embedder\.embedding_table\.": "class_embedding.",
-    r"^y_embedder\.latent_embedder\.": "class_mapping.",
-    r"^latent_embedder\.": "mapping.",
-    r"^final_layers\.": "image_heads.",
-    r"^final_layer\.0\.": "norm.",
-    r"^final_layer\.1\.": "to_class_map.",
-    r"^proj\.": "repa_head.",
-    r"^w_avg$": "class_means",
-    r"^pos_embed$": "positions",
-}
-_DERIVED = ("feat_rope.",)  # tables that follow from the sizes
+_TABLES = "feat_rope."  # which follow from the sizes
 
 
-def _renamed(state_dict: dict[str, Tensor], *, drop: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    renamed = {}
-    for name, tensor in state_dict.items():
-        if not name.startswith(_DERIVED + drop):
-            for pattern, replacement in _COMMON.items():
-                name = re.sub(pattern, replacement, name)
-            renamed[name] = tensor[0] if name == "positions" else tensor  # theirs has a dimension for the batch
-    return renamed
-
-
-def _depth(state: dict[str, Tensor]) -> int:
-    return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+def _depth(state: dict[str, Tensor], blocks: str = "blocks.") -> int:
+    return len({name.split(".")[1] for name in state if name.startswith(blocks)})
 
 
 def load_generator(state_dict: dict[str, Tensor], heads: int) -> Generator:
     """`Generator` with the weights of the release's; KeyError or RuntimeError on missing or unknown names."""
-    state = _renamed(state_dict, drop=("x_embedder.",))  # which the release multiplies by zero
     classes, width = state_dict["w_avg"].shape
     channels, patch = state_dict["x_embedder.proj.weight"].shape[1:3]
     generator = Generator(
         width=width,
-        depth=_depth(state),
+        depth=_depth(state_dict),
         heads=heads,
         patch=patch,
         latent_size=int(state_dict["pos_embed"].shape[1] ** 0.5) * patch,
         channels=channels,
         classes=classes,
-        levels=len({name.split(".")[1] for name in state if name.startswith("image_heads.")}),
+        levels=_depth(state_dict, "final_layers."),
     )
-    generator.load_state_dict(state)
+    unused = (_TABLES, "x_embedder.")  # the release multiplies the latter's output by zero
+    generator.load_state_dict({name: t for name, t in state_dict.items() if not name.startswith(unused)})
     return generator
 
 
 def load_discriminator(state_dict: dict[str, Tensor], heads: int, channels: int = 4) -> Discriminator:
-    """`Discriminator` with the weights of the release's; raises RuntimeError on missing or unknown names.
+    """`Discriminator` with the weights of the release's; KeyError or RuntimeError on missing or unknown names.
 
-    `channels` is those of one latent; the stacked levels do not tell.
+    `channels` is those of one latent, which the stacked levels do not tell.
     """
-    state = _renamed(state_dict)
-    width, stacked, patch, _ = state["patchify.weight"].shape
-    repa = state.get("repa_head.4.weight")
+    width, stacked, patch, _ = state_dict["x_embedder.proj.weight"].shape
+    repa = state_dict.get("proj.4.weight")
     discriminator = Discriminator(
         width=width,
-        depth=_depth(state),
+        depth=_depth(state_dict),
         heads=heads,
         patch=patch,
         latent_size=int(state_dict["pos_embed"].shape[1] ** 0.5) * patch,
         channels=channels,
-        classes=len(state["class_embedding.weight"]),
+        classes=len(state_dict["y_embedder.embedding_table.weight"]),
         levels=stacked // channels,
-        class_map_dim=len(state["to_class_map.weight"]),
+        cmap_dim=len(state_dict["final_layer.1.weight"]),
         repa_dim=None if repa is None else len(repa),
         projector_dim=2048 if repa is None else repa.shape[1],
     )
-    discriminator.load_state_dict(state)
+    discriminator.load_state_dict({name: t for name, t in state_dict.items() if not name.startswith(_TABLES)})
     return discriminator
 
 
 def head_count(state_dict: dict[str, Tensor]) -> int:
-    """Heads of a network of the release, off the weights that normalize its queries.
+    """Number of heads of a network of the release, inferred from q_norm.
 
     Raises:
         ValueError: there are none, or they do not fit.
@@ -124,7 +93,7 @@ def size_name(generator: Generator) -> str:
 def read_checkpoint(path: str | Path, weights: str = "ema") -> dict[str, Tensor]:
     """The weights of one network of a checkpoint that the release's training saved.
 
-    Nothing in the file is executed: besides tensors, only the options of the training are let in.
+    Nothing in the file is executed: only tensors and the options of the training are allowed in it.
 
     Args:
         path: the file.

@@ -8,17 +8,17 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from gat.networks import Z_DIM, Generator
-from gat.vae import decode
+from gat.data.vae import decode
+from gat.gan.networks import Z_DIM, Generator
 
 
 class GATPipeline(DiffusionPipeline):
     """Class-conditional images in one step: `GATPipeline.from_pretrained(folder)(class_labels=[207])`.
 
     Args:
-        generator: makes latents.
-        vae: decodes them.
-        classes: names by label, for those who ask.
+        generator: of latents.
+        vae: their decoder.
+        classes: names by label.
     """
 
     def __init__(self, generator: Generator, vae: AutoencoderKL, classes: list[str] | None = None) -> None:
@@ -54,7 +54,7 @@ class GATPipeline(DiffusionPipeline):
             raise ValueError(f"class_labels: {wrong[0]} is not allowed; allowed: 0 to {classes - 1}")
         if output_type not in ("pil", "np", "latent"):
             raise ValueError(f"output_type: {output_type!r} is not allowed; allowed: pil, np, latent")
-        device = self.generator.class_means.device
+        device = self.generator.w_avg.device
         labels = torch.tensor(list(class_labels), device=device)
         z = randn_tensor((len(labels), Z_DIM), generator=generator, device=device, dtype=self.generator.dtype)
         latents = self.generator(z, labels, truncation_psi, guidance_scale)

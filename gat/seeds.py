@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, and on nothing else: not on the process, nor on what came before."""
+"""Seeds by purpose: random numbers that depend neither on the process nor on what was drawn before."""
 
 import numpy as np
 import torch

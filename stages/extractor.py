@@ -1,27 +1,22 @@
-"""What turns images into features for FID: data/images -> data/extractor.
+"""The feature extractor for FID: data/images -> data/extractor.
 
-python -m stages.extractor
+python -m stages extractor
 """
 
 from gat.config import Params
-from stages import EXTRACTOR, IMAGES, make_accelerator, run_stage
+from gat.data.images import Images
+from gat.evaluation.extractor import save_extractor, train_classifier
+from gat.files import atomic_write
+from gat.runtime import make_accelerator
+from stages import EXTRACTOR, IMAGES
 
 
 def main(params: Params) -> None:
     """Run the stage."""
-    metrics = params.metrics
-    from gat.extractor import save_extractor, train_classifier
-    from gat.images import Images
-
+    metrics, trained = params.metrics, None
     make_accelerator(params.compute)
     if metrics.extractor == "classifier" and metrics.classifier is not None:
-        settings = metrics.classifier.model_dump()
-        trained = train_classifier(Images(IMAGES), **settings)
+        trained = train_classifier(Images(IMAGES), **metrics.classifier.model_dump())
         print(f"held-out accuracy {trained.accuracy:.4f}")
-        save_extractor(EXTRACTOR, metrics.extractor, metrics.mode, trained)
-    else:
-        save_extractor(EXTRACTOR, metrics.extractor, metrics.mode)
-
-
-if __name__ == "__main__":
-    run_stage(main)
+    with atomic_write(EXTRACTOR) as folder:
+        save_extractor(folder, metrics.extractor, metrics.mode, trained)

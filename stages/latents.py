@@ -1,26 +1,26 @@
 """Posterior moments of every image: data/images, data/vae -> data/latents.
 
-python -m stages.latents          (as many processes as Accelerate is configured for)
+python -m stages latents          (as many processes as Accelerate is configured for)
 
-An interrupted run goes on from the last file that it finished.
+An interrupted run resumes after the last complete file.
 """
 
 import hashlib
 
 from gat.config import Params
-from stages import IMAGES, LATENTS, VAE, make_accelerator, publish, run_stage, workplace
+from gat.data.images import Images
+from gat.data.latents import write_latents
+from gat.data.vae import encode, load_vae
+from gat.runtime import make_accelerator, publish
+from stages import IMAGES, LATENTS, VAE, staging_dir
 
 
 def main(params: Params) -> None:
     """Run the stage."""
-    from gat.images import Images
-    from gat.latents import write_latents
-    from gat.vae import encode, load_vae
-
     vae = load_vae(VAE, make_accelerator(params.compute).device)
     sources = [(path.name, path.stat().st_size) for path in sorted(IMAGES.iterdir())]
     weights = hashlib.blake2b(next(VAE.glob("*.safetensors")).read_bytes()).hexdigest()
-    folder = workplace("latents", sources, params.data.mirror, weights)
+    folder = staging_dir("latents", sources, params.data.mirror, weights)
     write_latents(
         Images(IMAGES),
         lambda batch: encode(vae, batch),
@@ -31,7 +31,3 @@ def main(params: Params) -> None:
         params.compute.workers,
     )
     publish(folder, LATENTS)
-
-
-if __name__ == "__main__":
-    run_stage(main, distributed=True)

@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import NoReturn
 
 import psutil
+import torch
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from gat.config import Params, ParamsError, Training, load_params
-from stages import SLOT, end_with_parent
+from gat.runtime import cores
+from stages.parents import SLOT, end_with_parent
 
 SHARED = ([["images"]], [["extractor", "reference"], ["vae", "latents"]])  # jobs that may run side by side, in turn
 QUIET_SECONDS = 60  # between two lines of a job where there is no terminal
@@ -177,16 +179,13 @@ def forget_dead_locks(path: Path = Path(".dvc/tmp/rwlock")) -> None:
 
 def gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
 
 
 def make_slots(jobs: int | None, threads: int | None, devices: list[str]) -> list[list[str]]:
     """The GPUs of each slot: as many slots as asked for, or as there are GPUs, or as cores for so many threads each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = jobs or len(devices) or max(1, cores // (threads or cores))
+    count = jobs or len(devices) or max(1, cores() // (threads or cores()))
     if count > len(devices):
         return [[devices[i % len(devices)]] if devices else [] for i in range(count)]
     return [devices[i * len(devices) // count : (i + 1) * len(devices) // count] for i in range(count)]

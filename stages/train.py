@@ -1,16 +1,31 @@
-"""One training of the study, by the paper's recipe: data/ -> runs/…/pipeline, results/…/live, results/…/run.json.
+"""One training of the study: data/ -> runs/…/pipeline, results/…/live, results/…/run.json.
 
-python -m stages.train RUN SEED          (as many processes as Accelerate is configured for; `model` needs no seed)
+python -m stages train RUN SEED          (as many processes as Accelerate is configured for; `model` needs no seed)
 
-A run that was interrupted goes on from its last checkpoint; `GAT_CHECKPOINTS` says where those are kept.
+An interrupted training resumes from its latest checkpoint; `GAT_CHECKPOINTS` is the folder where those are kept.
 """
 
-import functools
-import json
 import shutil
-from typing import TYPE_CHECKING
 
-from gat.config import Params
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from dvclive import Live
+
+from gat.config import Params, Training
+from gat.data.images import Images
+from gat.data.latents import Latents, TrainingBatches
+from gat.data.vae import load_vae
+from gat.evaluation.extractor import Extractor
+from gat.evaluation.features import compute_features
+from gat.evaluation.fid import Reference, fid
+from gat.evaluation.sampling import Sampler
+from gat.files import atomic_write
+from gat.gan.networks import Generator
+from gat.gan.repa import Teacher
+from gat.gan.training import Metrics, final_gap, fit
+from gat.pipeline import GATPipeline
+from gat.runtime import make_accelerator
+from gat.study import describe, describe_pretrained, fingerprint, make_trainer
 from stages import (
     CHECKPOINTS,
     EXTRACTOR,
@@ -20,73 +35,71 @@ from stages import (
     RESULTS,
     RUNS,
     VAE,
-    make_accelerator,
-    run_stage,
-    training_named,
+    parse_training,
+    write_json,
 )
-
-if TYPE_CHECKING:
-    from dvclive import Live
-
-
-def log(live: "Live", row: dict[str, float]) -> None:
-    """Add a row of the history to the curves."""
-    live.step = int(row["step"])
-    for metric, value in row.items():
-        if metric != "step":
-            live.log_metric(metric, value)
 
 
 def main(params: Params) -> None:
     """Run the stage."""
-    training = training_named(params)
-    from diffusers import AutoencoderKL
-    from dvclive import Live
-
-    from gat.extractor import Extractor
-    from gat.latents import Latents
-    from gat.metrics import Reference, fid
-    from gat.networks import Generator
-    from gat.pipeline import GATPipeline
-    from gat.sampling import Sampler, sample_features
-    from gat.study import build_run, describe_pretrained, fingerprint
-    from gat.training import final_gap
-    from gat.vae import load_vae
-
+    training = parse_training(params)
     accelerator = make_accelerator(params.compute)
-    pipeline, results = RUNS / training.folder / "pipeline", RESULTS / training.folder
     pretrained = params.settings(training.run).run.pretrained
-    if pretrained is not None:
-        if accelerator.is_main_process:
-            given = GATPipeline.from_pretrained(pretrained)
-            given.save_pretrained(pipeline)
-            (results / "live").mkdir(parents=True, exist_ok=True)
-            description = describe_pretrained(training, given.generator)
-            (results / "run.json").write_text(json.dumps(description, indent=1) + "\n")
-        return
+    if pretrained is None:
+        train(params, training, accelerator)
+    elif accelerator.is_main_process:
+        take_over(pretrained, training)
 
-    latents = Latents(LATENTS)
-    vae = load_vae(VAE, accelerator.device)
-    extractor, reference = Extractor(EXTRACTOR, accelerator.device), Reference.load(REFERENCE)
-    checkpoints = CHECKPOINTS / fingerprint(params, training, latents, [REFERENCE])
-    run = build_run(params, training, latents, accelerator, checkpoints, IMAGES)
+
+def train(params: Params, training: Training, accelerator: Accelerator) -> None:
+    """Train a run with a seed, and save its pipeline, curves and description."""
+    latents, settings = Latents(LATENTS), params.settings(training.run)
+    teacher = None
+    if settings.repa.teacher is not None:
+        teacher = Teacher(settings.repa.teacher, accelerator.device, params.compute.compile is not None)
+    trainer = make_trainer(params, training, latents, accelerator, teacher)
+    batches = TrainingBatches(
+        latents,
+        settings.train.batch_size,
+        training.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        images=None if teacher is None else Images(IMAGES),
+    )
+    vae, extractor = load_vae(VAE, accelerator.device), Extractor(EXTRACTOR, accelerator.device)
+    reference, results = Reference.load(REFERENCE), RESULTS / training.folder
     live = None
-    if accelerator.is_main_process:  # alone, since the folder is cleared first
+    if accelerator.is_main_process:  # only there, since it clears the folder first
         live = Live(str(results / "live"), dvcyaml=None, report=None, save_dvc_exp=False)
+
+    def log(metrics: Metrics) -> None:
+        if live is not None:
+            live.step = int(metrics["step"])
+            for name, value in metrics.items():
+                if name != "step":
+                    live.log_metric(name, value)
 
     def evaluate(generator: Generator) -> float:
         sampler = Sampler(generator, vae, training.seed, vae_batch=params.compute.vae_batch)
-        return fid(sample_features(sampler, extractor, run.eval_samples, params.evaluate.batch_size), reference)
+        samples, batch_size = settings.train.eval_samples, params.evaluate.batch_size
+        return fid(compute_features(sampler, extractor, samples, batch_size), reference)
 
-    history = run.fit(evaluate, None if live is None else functools.partial(log, live))
+    checkpoints = CHECKPOINTS / fingerprint(params, training, latents, [REFERENCE])
+    history = fit(trainer, batches, checkpoints, evaluate, log)
     if live is not None:
-        whole_vae = AutoencoderKL.from_pretrained(VAE)  # not the one in bfloat16
-        GATPipeline(run.trainer.ema, whole_vae, latents.classes).save_pretrained(pipeline)
-        description = run.description | {"gap": final_gap(history, run.plan.steps)}
-        (results / "run.json").write_text(json.dumps(description, indent=1) + "\n")
+        with atomic_write(RUNS / training.folder / "pipeline") as folder:
+            full_precision_vae = AutoencoderKL.from_pretrained(VAE)
+            GATPipeline(trainer.ema, full_precision_vae, latents.classes).save_pretrained(folder)
+        gap = final_gap(history, settings.train.steps)
+        write_json(results / "run.json", describe(params, training, latents, teacher) | {"gap": gap})
         live.end()
         shutil.rmtree(checkpoints)
 
 
-if __name__ == "__main__":
-    run_stage(main, distributed=True)
+def take_over(pretrained: str, training: Training) -> None:
+    """Take a pipeline folder for the result of a training."""
+    pipeline = GATPipeline.from_pretrained(pretrained)
+    with atomic_write(RUNS / training.folder / "pipeline") as folder:
+        pipeline.save_pretrained(folder)
+    (RESULTS / training.folder / "live").mkdir(parents=True, exist_ok=True)
+    write_json(RESULTS / training.folder / "run.json", describe_pretrained(training, pipeline.generator))

@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from gat.images import Images, load_source, write_images
-from gat.latents import Latents, write_latents
-from gat.vae import encode
+from gat.data.images import Images, load_source, write_images
+from gat.data.latents import Latents, write_latents
+from gat.data.vae import encode
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,13 +1,18 @@
 import pytest
 import torch
 
-from gat.augment import Draw, Strength, augment, draw_augmentation, move
+from gat.config import Augment
+from gat.gan.augment import AugmentParams, augment, sample_augment_params, translate_and_flip
 
-OFF = Strength(0, 0, 0, 0)
+OFF = {"color": 0.0, "translation": 0.0, "cutout": 0.0, "flip": 0.0}
 
 
-def draw(count: int = 1, **changes) -> Draw:
-    neutral = Draw(
+def only(**strengths: float) -> Augment:
+    return Augment(**(OFF | strengths))
+
+
+def draw(count: int = 1, **changes) -> AugmentParams:
+    neutral = AugmentParams(
         brightness=torch.zeros(count),
         saturation=torch.ones(count),
         contrast=torch.ones(count),
@@ -26,11 +31,11 @@ def levels():
 
 def test_off_changes_nothing(levels):
     rng = torch.Generator().manual_seed(0)
-    assert torch.equal(augment(levels, draw_augmentation(2, 8, OFF, rng), OFF), levels)
+    assert torch.equal(augment(levels, sample_augment_params(2, 8, only(), rng), only()), levels)
 
 
 def test_translation_moves_down_and_right_and_fills_with_zeros(levels):
-    moved = augment(levels, draw(2, shift=torch.tensor([[1, -2], [0, 0]])), OFF._replace(translation=0.25))
+    moved = augment(levels, draw(2, shift=torch.tensor([[1, -2], [0, 0]])), only(translation=0.25))
     assert torch.equal(moved[:, 0, :, 1:, :-2], levels[:, 0, :, :-1, 2:])
     assert not moved[:, 0, :, 0].any()
     assert not moved[:, 0, :, :, -2:].any()
@@ -38,7 +43,7 @@ def test_translation_moves_down_and_right_and_fills_with_zeros(levels):
 
 
 def test_flip_mirrors_columns_after_the_shift(levels):
-    shift, strength = torch.tensor([[0, 1], [0, 1]]), Strength(0, 0.125, 0, 0.4)
+    shift, strength = torch.tensor([[0, 1], [0, 1]]), only(translation=0.125, flip=0.4)
     flipped = augment(levels, draw(2, shift=shift, flip=torch.tensor([True, False])), strength)
     assert torch.equal(flipped[:, 1, :, :, 1:], levels[:, 1, :, :, :-1])
     assert torch.equal(flipped[:, 0, :, :, :-1], levels[:, 0, :, :, :-1].flip(-1))
@@ -48,13 +53,13 @@ def test_flip_mirrors_columns_after_the_shift(levels):
 def test_moved_pixels_are_the_same_bits_where_products_are_rounded(levels):
     """As a GPU's TF32 rounds what goes into a matrix product, so does bfloat16 here."""
     draws = draw(2, shift=torch.tensor([[1, 0], [-1, 2]]), flip=torch.tensor([True, False]))
-    exact = move(levels[0], draws)
+    exact = translate_and_flip(levels[0], draws)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(move(levels[0], draws), exact)
+        assert torch.equal(translate_and_flip(levels[0], draws), exact)
 
 
 def test_cutout_blanks_half_the_side_around_its_centre(levels):
-    cut = augment(levels, draw(2, cutout=torch.tensor([[4, 2], [0, 8]])), OFF._replace(cutout=0.5))
+    cut = augment(levels, draw(2, cutout=torch.tensor([[4, 2], [0, 8]])), only(cutout=0.5))
     assert not cut[:, 0, :, 2:6, 0:4].any()
     assert not cut[:, 1, :, :2, 6:].any()
     assert int((cut[:, 0] == 0).sum()) == 3 * 4 * 16
@@ -65,17 +70,17 @@ def test_colour_turns_about_the_means_of_the_last_level(levels):
     draws = draw(
         2, brightness=torch.tensor([0.3, 0.0]), saturation=torch.tensor([0.5, 1]), contrast=torch.tensor([1.2, 1])
     )
-    seen = augment(levels, draws, OFF._replace(color=0.5))
+    colored = augment(levels, draws, only(color=0.5))
     last = levels[-1, 0]
     mean = last.mean(0, keepdim=True)
     want = (levels[0, 0] + 0.3 - mean) * 0.5 + mean
     want = (want - last.mean()) * 1.2 + last.mean()
-    torch.testing.assert_close(seen[0, 0], want)
-    torch.testing.assert_close(seen[:, 1], levels[:, 1])
+    torch.testing.assert_close(colored[0, 0], want)
+    torch.testing.assert_close(colored[:, 1], levels[:, 1])
 
 
 def test_draws_stay_in_the_papers_ranges():
-    draws = draw_augmentation(20_000, 8, Strength(), torch.Generator().manual_seed(0))
+    draws = sample_augment_params(20_000, 8, Augment(), torch.Generator().manual_seed(0))
     colored = (draws.brightness != 0).float().mean().item()
     assert colored == pytest.approx(0.5, abs=0.02)
     assert draws.flip.float().mean().item() == pytest.approx(0.4, abs=0.02)
@@ -91,9 +96,9 @@ def test_draws_stay_in_the_papers_ranges():
 def test_gradient_is_that_of_finite_differences():
     torch.manual_seed(1)
     levels = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    strength = Strength(1.0, 0.25, 0.5, 0.5)
-    draws = draw_augmentation(2, 4, strength, torch.Generator().manual_seed(3))
-    draws = Draw(*(t.double() if t.is_floating_point() else t for t in draws))
+    strength = Augment(color=1.0, translation=0.25, cutout=0.5, flip=0.5)
+    draws = sample_augment_params(2, 4, strength, torch.Generator().manual_seed(3))
+    draws = AugmentParams(*(t.double() if t.is_floating_point() else t for t in draws))
     assert torch.autograd.gradcheck(lambda x: augment(x, draws, strength), levels)
 
 
@@ -103,5 +108,5 @@ def test_an_image_moves_as_its_latent_does():
     latent = torch.randn(1, 1, 4, 4)
     image = latent.repeat_interleave(3, 2).repeat_interleave(3, 3)
     draws = draw(shift=torch.tensor([[1, -1]]), flip=torch.tensor([True]))
-    moved = move(latent, draws).repeat_interleave(3, 2).repeat_interleave(3, 3)
-    assert torch.equal(move(image, draws, scale=3), moved)
+    moved = translate_and_flip(latent, draws).repeat_interleave(3, 2).repeat_interleave(3, 3)
+    assert torch.equal(translate_and_flip(image, draws, scale=3), moved)

@@ -1,4 +1,4 @@
-import importlib.machinery
+import re
 import subprocess
 import sys
 import time
@@ -7,8 +7,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-import stages
-from gat.config import Network, ParamsError, load_params
+import stages.__main__ as entry
+from gat.config import Loss, Network, ParamsError, Repa, Train, load_params
 
 WRONG = [
     (("model", "width", 50), "model.width: 50 is not allowed; allowed: multiples of 4"),
@@ -28,8 +28,8 @@ WRONG = [
     (("loss.levels", "schedule", "cubic"), "loss.levels.schedule: 'cubic' is not allowed"),
     (("train", "learning_rate", "2e-4"), "train.learning_rate: '2e-4' is not allowed; YAML takes"),
     (("train", "style_gain", 0.0), "train.style_gain: 0.0 is not allowed"),
-    (("train", "ema", None), "train.ema: None is not allowed"),
-    (("study.L-2", "train", {"ema": 3}), "study.L-2.train.ema: 3 is not allowed"),
+    (("train", "ema_decay", None), "train.ema_decay: None is not allowed"),
+    (("study.L-2", "train", {"ema_decay": 3}), "study.L-2.train.ema_decay: 3 is not allowed"),
     (("study.L-2", "repa", {"teacher": "./nowhere"}), "study.L-2.repa.teacher: './nowhere' is not allowed"),
     (("study.L-2", "pretrained", "./nowhere"), "study.L-2.pretrained: './nowhere' is not allowed; allowed: pipeline"),
     (
@@ -56,8 +56,9 @@ def write(tmp_path, params) -> str:
 
 
 def run_stage(stage: str, *arguments: str, tmp_path) -> subprocess.CompletedProcess:
+    module = ["stages.repro"] if stage == "repro" else ["stages", stage]
     return subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}", *arguments],
+        [sys.executable, "-m", *module, *arguments],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
         capture_output=True,
@@ -71,6 +72,26 @@ def test_wrong_value_is_named_with_what_is_allowed(change, message, tmp_path):
         load_params(write(tmp_path, changed(*change)))
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["data.source", "loss.gamma", "loss.levels.count", "train.betas", "compute.threads"])
+def test_missing_key_is_named(key, tmp_path):
+    """Also of sections that have the paper's values as defaults in Python."""
+    params = section = yaml.safe_load((ROOT / "params.yaml").read_text())
+    *sections, last = key.split(".")
+    for name in sections:
+        section = section[name]
+    del section[last]
+    with pytest.raises(ParamsError, match=f"^{re.escape(key)}: missing$"):
+        load_params(write(tmp_path, params))
+
+
+def test_sections_have_the_papers_values_as_defaults(tmp_path):
+    """Those of the profile of its scaling study, but for what the paper does not say."""
+    params = load_params(ROOT / "profiles/imagenet256.yaml")
+    assert params.loss == Loss()
+    assert params.train == Train()
+    assert params.repa == Repa()
 
 
 def test_missing_file_and_broken_yaml_are_named(tmp_path):
@@ -111,18 +132,18 @@ def test_run_against_another_discriminator_is_no_point_of_the_power_law(tmp_path
 @pytest.mark.parametrize(
     ("environment", "command"),
     [
-        ({}, ["accelerate", "launch", "-m", "stages.train", "S-2", "0"]),
+        ({}, ["accelerate", "launch", "-m", "stages", "train", "S-2", "0"]),
         (
             {"GAT_SLOT": "1"},
-            ["accelerate", "launch", "--main_process_port", "0", "-m", "stages.train", "S-2", "0"],
+            ["accelerate", "launch", "--main_process_port", "0", "-m", "stages", "train", "S-2", "0"],
         ),
         (
             {"ACCELERATE_MIXED_PRECISION": "bf16"},
-            ["accelerate", "launch", "--mixed_precision", "bf16", "-m", "stages.train", "S-2", "0"],
+            ["accelerate", "launch", "--mixed_precision", "bf16", "-m", "stages", "train", "S-2", "0"],
         ),
         (
             {"ACCELERATE_MIXED_PRECISION": "bf16", "GAT_LAUNCH": "srun torchrun"},
-            ["srun", "torchrun", "-m", "stages.train", "S-2", "0"],
+            ["srun", "torchrun", "-m", "stages", "train", "S-2", "0"],
         ),
     ],
 )
@@ -133,19 +154,18 @@ def test_stage_starts_itself_on_all_devices_with_the_machines_precision(environm
     def start(program: str, arguments: list[str]) -> None:
         raise StartedError(arguments)
 
-    for name in ("GAT_LAUNCH", "ACCELERATE_MIXED_PRECISION", "LOCAL_RANK", stages.LAUNCHED, stages.SLOT):
+    for name in ("GAT_LAUNCH", "ACCELERATE_MIXED_PRECISION", "LOCAL_RANK", entry.LAUNCHED, entry.SLOT):
         monkeypatch.setenv(name, "")  # so that what the stage sets is taken back, too
         monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(stages, "_many_devices", lambda: True)
-    monkeypatch.setattr(stages, "end_with_parent", lambda: None)
-    monkeypatch.setattr(stages.os, "execvp", start)
-    monkeypatch.setattr(sys, "argv", ["train.py", "S-2", "0"])
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", importlib.machinery.ModuleSpec("stages.train", None))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(entry, "end_with_parent", lambda: None)
+    monkeypatch.setattr(entry.os, "execvp", start)
+    monkeypatch.setattr(sys, "argv", ["stages", "train", "S-2", "0"])
     with pytest.raises(StartedError) as started:
-        stages.run_stage(lambda params: None, distributed=True)
+        entry.main()
     assert started.value.args[0] == command
 
 
@@ -176,11 +196,11 @@ def test_discriminator_defaults_to_the_generators_size_and_can_differ(tmp_path):
 
 
 def test_study_entry_overrides_training_and_loss(tmp_path):
-    params = changed("study.L-2", "loss", {"levels": {"schedule": "none"}, "penalty": 0.0})
+    params = changed("study.L-2", "loss", {"levels": {"schedule": "none"}, "gamma": 0.0})
     params["study"]["L-2"]["train"] = {"scale_lr_by_width": False}
     loaded = load_params(write(tmp_path, params))
     _, loss, train, _ = loaded.settings("L-2")
-    assert (loss.levels.schedule, loss.levels.used, loss.penalty) == ("none", 1, 0.0)
+    assert (loss.levels.schedule, loss.levels.used, loss.gamma) == ("none", 1, 0.0)
     assert loss.augment == loaded.loss.augment
     assert not train.scale_lr_by_width
     assert loaded.settings("B-2").train.scale_lr_by_width
@@ -192,11 +212,20 @@ def test_study_entry_overrides_training_and_loss(tmp_path):
 def test_every_stage_stops_at_once_on_a_wrong_value_and_writes_nothing(stage, tmp_path):
     write(tmp_path, changed("model", "width", 50))
     begin = time.monotonic()
-    done = run_stage(stage, *["model"] * (stage != "repro"), tmp_path=tmp_path)
+    done = run_stage(stage, *["model"] * (stage in ("train", "evaluate")), tmp_path=tmp_path)
     assert done.returncode == 1
     assert done.stderr == "params.yaml: model.width: 50 is not allowed; allowed: multiples of 4\n"
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
     assert time.monotonic() - begin < 5
+
+
+def test_unknown_stage_is_named(tmp_path):
+    for name in ([], ["trian"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "stages", *name], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("python -m stages NAME [RUN SEED], with NAME one of images, ")
 
 
 def test_unknown_run_is_named(tmp_path):

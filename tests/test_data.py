@@ -14,9 +14,9 @@ from conftest import ROOT
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from gat.images import Images, center_crop, load_source, write_images
-from gat.latents import Latents, TrainingBatches, write_latents
-from gat.vae import decode, encode, psnr, to_model_range, to_uint8, train_vae
+from gat.data.images import Images, center_crop, load_source, write_images
+from gat.data.latents import Latents, TrainingBatches, write_latents
+from gat.data.vae import decode, encode, psnr, to_model_range, to_uint8, train_vae
 
 
 def test_embedded_digits_are_mnist_padded_to_32(digits):
@@ -80,7 +80,7 @@ def test_small_vae_learns_to_rebuild(digits):
 
 
 def test_latents_are_the_posteriors_of_images_and_mirror_images(digits, vae, latents):
-    assert (len(latents), latents.views, latents.channels, latents.size) == (300, 2, 4, 8)
+    assert (len(latents), latents.flips, latents.channels, latents.size) == (300, 2, 4, 8)
     want = torch.cat(encode(vae, digits[7:8]), dim=1)
     mirrored = torch.cat(encode(vae, np.ascontiguousarray(digits[7:8][:, :, ::-1])), dim=1)
     both = latents.moments(np.array([7, 7]), np.array([0, 1]))
@@ -100,7 +100,7 @@ def test_cut_file_of_latents_is_named(latents, tmp_path):
 
 def test_latents_are_not_mirrored_unless_asked(digits, vae, tmp_path):
     write_latents(digits, lambda batch: encode(vae, batch), tmp_path, 0.5, False, 100, progress=False)
-    assert Latents(tmp_path).views == 1
+    assert Latents(tmp_path).flips == 1
     assert set(json.loads((tmp_path / "latents.json").read_text())) == {"scaling_factor", "classes", "digest"}
 
 
@@ -122,8 +122,8 @@ def test_interrupted_writing_goes_on_with_the_first_file_that_is_not_whole(digit
     assert sum(encoded) == 192 + 300 - 128
     got, index = Latents(tmp_path), np.array([0, 127, 128, 255, 256, 299, 5])
     assert len(list(tmp_path.glob("moments-*"))) == 3
-    views = np.zeros(7, dtype=int)
-    np.testing.assert_allclose(got.moments(index, views), latents.moments(index, views), rtol=2e-3, atol=1e-3)
+    flips = np.zeros(7, dtype=int)
+    np.testing.assert_allclose(got.moments(index, flips), latents.moments(index, flips), rtol=2e-3, atol=1e-3)
 
 
 def test_any_number_of_processes_writes_the_same_latents(digits, vae, tmp_path):
@@ -141,8 +141,8 @@ def test_any_number_of_processes_writes_the_same_latents(digits, vae, tmp_path):
     one, two = Latents(tmp_path / "one"), Latents(tmp_path / "two")
     index = np.arange(300)
     assert len(list((tmp_path / "two").glob("moments-*"))) == 6
-    for view in (0, 1):
-        got, want = (latents.moments(index, np.full(300, view)) for latents in (two, one))
+    for flip in (0, 1):
+        got, want = (latents.moments(index, np.full(300, flip)) for latents in (two, one))
         np.testing.assert_allclose(got, want, rtol=2e-3, atol=1e-3)
     assert np.array_equal(one.labels, two.labels)
 

@@ -10,21 +10,15 @@ from cleanfid import fid as cleanfid
 from conftest import ROOT
 from PIL import Image
 
-from gat.extractor import Extractor, TrainedClassifier, save_extractor, train_classifier
-from gat.metrics import (
-    Reference,
-    class_spread,
-    evenly_spaced,
-    fid,
-    fid_of_halves,
-    kid,
-    precision_recall,
-    read_reference,
-)
-from gat.networks import Generator
+from gat.data.images import image_grid
+from gat.data.vae import decode
+from gat.evaluation.extractor import Extractor, TrainedClassifier, save_extractor, train_classifier
+from gat.evaluation.features import compute_features, compute_reference
+from gat.evaluation.fid import Reference, evenly_spaced, fid, fid_of_halves, read_reference
+from gat.evaluation.metrics import kid, precision_recall, within_class_variance
+from gat.evaluation.sampling import Sampler, sample_inputs, save_npz
+from gat.gan.networks import Generator
 from gat.pipeline import GATPipeline
-from gat.sampling import Sampler, image_grid, reference_of, sample_features, sample_inputs, save_npz
-from gat.vae import decode
 
 
 @pytest.fixture(scope="module")
@@ -55,21 +49,21 @@ def test_features_have_mean_0_and_variance_1_and_the_logits_stay(digits, extract
     assert np.array_equal(classifier.logits(torch.from_numpy(raw)).argmax(1), extractor.classify(features))
     assert (extractor.classify(features) == digits.labels).mean() > 0.5
     halves = features[::2], features[1::2]
-    small, large = (fid(unit * halves[0], Reference.of(unit * halves[1])) for unit in (1.0, scale))
+    small, large = (fid(unit * halves[0], Reference.from_features(unit * halves[1])) for unit in (1.0, scale))
     assert large == pytest.approx(scale**2 * small, rel=1e-3)
 
 
 def test_spread_within_classes_is_the_closed_form_and_tells_collapse(rng):
     labels = np.arange(3000) % 3
     features = 50.0 * labels[:, None] + rng.normal(0, [1.0, 2.0], (3000, 2))
-    assert class_spread(features, labels) == pytest.approx(5, rel=0.1)
-    assert class_spread(50.0 * labels[:, None] + np.zeros((1, 2)), labels) == 0
+    assert within_class_variance(features, labels) == pytest.approx(5, rel=0.1)
+    assert within_class_variance(50.0 * labels[:, None] + np.zeros((1, 2)), labels) == 0
 
 
 def test_one_half_of_the_same_images_is_near_the_other(rng):
     features = rng.normal(size=(4000, 8))
     assert fid_of_halves(features) == pytest.approx(0, abs=0.05)
-    assert fid(features + 1, Reference.of(features)) == pytest.approx(8, rel=1e-6)
+    assert fid(features + 1, Reference.from_features(features)) == pytest.approx(8, rel=1e-6)
 
 
 def save_pngs(images: np.ndarray, folder: Path) -> str:
@@ -94,7 +88,7 @@ def test_fid_and_kid_equal_clean_fids_on_the_same_files(size, digits, extractor,
         "custom_fn_resize": extractor.resize,
     }
     want = cleanfid.compute_fid(*folders, custom_feat_extractor=extractor.model, **options)
-    reference = Reference.of(extractor(real))
+    reference = Reference.from_features(extractor(real))
     assert fid(extractor(fake), reference) == pytest.approx(want, rel=1e-5)
     features = [cleanfid.get_folder_features(folder, extractor.model, **options) for folder in folders]
     np.random.seed(5)
@@ -112,7 +106,7 @@ def test_kid_leaves_numpys_random_state_alone(rng):
 
 
 def test_reference_comes_back_from_disk(rng, tmp_path):
-    reference = Reference.of(rng.normal(size=(40, 5)))
+    reference = Reference.from_features(rng.normal(size=(40, 5)))
     reference.save(tmp_path / "reference.npz")
     again = Reference.load(tmp_path / "reference.npz")
     assert again.features.shape == (40, 5)
@@ -124,8 +118,8 @@ def test_reference_comes_back_from_disk(rng, tmp_path):
 def test_reference_of_images_is_that_of_all_their_features_with_some_of_them_kept(extractor, digits):
     """The kept ones are spread over all images, which may lie in the order of their classes."""
     features = extractor(digits[:130])
-    want = Reference.of(features)
-    got = reference_of(lambda start, stop: digits[start:stop], extractor, 130, 50, keep=40, progress=False)
+    want = Reference.from_features(features)
+    got = compute_reference(lambda start, stop: digits[start:stop], extractor, 130, 50, keep=40, progress=False)
     np.testing.assert_allclose(got.mu, want.mu, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(got.sigma, want.sigma, rtol=1e-4, atol=1e-4)
     kept = evenly_spaced(130, 40)
@@ -166,7 +160,7 @@ def test_inception_comes_out_of_the_extractors_folder(mode, digits, tmp_path):
 
 def test_fid_of_shifted_gaussians_is_the_squared_distance(rng):
     features = rng.normal(size=(500, 6))
-    assert fid(features + 2.0, Reference.of(features)) == pytest.approx(6 * 4)
+    assert fid(features + 2.0, Reference.from_features(features)) == pytest.approx(6 * 4)
 
 
 def test_precision_falls_with_bad_samples_and_recall_with_missing_modes(rng):
@@ -196,7 +190,7 @@ def test_sample_depends_on_the_seed_and_its_number_alone(generator, vae):
 
 
 def test_features_come_in_the_order_of_the_samples(extractor, digits):
-    features = sample_features(lambda start, stop: digits[start:stop], extractor, 130, 50, progress=False)
+    features = compute_features(lambda start, stop: digits[start:stop], extractor, 130, 50, progress=False)
     np.testing.assert_allclose(features, extractor(digits[:130]), rtol=1e-4, atol=1e-4)
 
 
@@ -217,11 +211,11 @@ def test_pipeline_comes_back_from_disk_and_makes_the_networks_images(generator, 
 
 def test_truncation_leads_to_the_class_mean_and_guidance_away_from_all(generator):
     z, labels = torch.randn(3, 64), torch.tensor([1, 2, 3])
-    generator.class_means.normal_()
-    full = generator.style(z, labels, truncation_psi=1.0)
-    torch.testing.assert_close(full, generator.class_means[labels])
-    plain, away = generator.style(z, labels), generator.style(z, labels, guidance_scale=2.0)
-    mean = generator.style(z, labels, guidance_scale=0.0)
+    generator.w_avg.normal_()
+    full = generator.mapping(z, labels, truncation_psi=1.0)
+    torch.testing.assert_close(full, generator.w_avg[labels])
+    plain, away = generator.mapping(z, labels), generator.mapping(z, labels, guidance_scale=2.0)
+    mean = generator.mapping(z, labels, guidance_scale=0.0)
     torch.testing.assert_close(away - mean, 2 * (plain - mean))
 
 
@@ -238,15 +232,17 @@ def test_adms_reference_is_read_as_it_is(rng, tmp_path):
     pixels = rng.integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
     spatial = {"mu_s": mu, "sigma_s": sigma}
     np.savez(tmp_path / "VIRTUAL.npz", pixels, mu=mu, sigma=sigma, **spatial)
-    reference, images = read_reference(tmp_path / "VIRTUAL.npz")
+    reference, images = read_reference(tmp_path / "VIRTUAL.npz", "inception", 5)
     assert np.array_equal(images, pixels)
     assert np.array_equal(reference.mu, mu)
     assert np.array_equal(reference.sigma, sigma)
     np.savez(tmp_path / "bare.npz", mu=mu, sigma=sigma)
-    assert read_reference(tmp_path / "bare.npz")[1] is None
+    assert read_reference(tmp_path / "bare.npz", "inception", 5)[1] is None
     np.savez(tmp_path / "wrong.npz", mu=mu)
     with pytest.raises(ValueError, match=r"metrics\.reference: .*wrong\.npz has no sigma"):
-        read_reference(tmp_path / "wrong.npz")
+        read_reference(tmp_path / "wrong.npz", "inception", 5)
+    with pytest.raises(ValueError, match=r"bare\.npz is about 5 features, metrics\.extractor classifier has 64"):
+        read_reference(tmp_path / "bare.npz", "classifier", 64)
 
 
 def test_samples_can_be_saved_as_adm_does(generator, vae, tmp_path):
@@ -263,7 +259,7 @@ def test_samples_can_be_saved_as_adm_does(generator, vae, tmp_path):
 
 def test_picture_of_samples_has_a_row_a_class(generator, vae):
     sampler = Sampler(generator, vae, 0)
-    picture = sampler.of_classes(classes=3, each=2)
+    picture = sampler.class_grid(classes=3, each=2)
     assert picture.shape == (3 * 32, 2 * 32, 3)
     for label, place in ((0, 0), (2, 10)):  # sample i is of class i mod 10
         tile = picture[label * 32 : label * 32 + 32, 32 * (place // 10) : 32 * (place // 10) + 32]
@@ -280,7 +276,7 @@ def test_two_processes_make_the_features_of_one(generator, vae, extractor, digit
     """In order, and complete, though their shares are not equal."""
     GATPipeline(generator, vae).save_pretrained(tmp_path / "pipeline")
     save_extractor(tmp_path / "extractor", "classifier", "clean", TrainedClassifier(extractor.model, 0.5))
-    want = sample_features(Sampler(generator, vae, 0), extractor, 130, 20, progress=False)
+    want = compute_features(Sampler(generator, vae, 0), extractor, 130, 20, progress=False)
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__, tmp_path],
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
@@ -301,9 +297,9 @@ if __name__ == "__main__":  # one of two processes
     folder = Path(sys.argv[1])
     loaded = GATPipeline.from_pretrained(folder / "pipeline")
     one = Sampler(loaded.generator, loaded.vae, 0)
-    got = sample_features(one, Extractor(folder / "extractor"), 130, 20, progress=False)
+    got = compute_features(one, Extractor(folder / "extractor"), 130, 20, progress=False)
     labels = np.arange(130) % 7
-    statistics = reference_of(one, Extractor(folder / "extractor"), 130, 20, 30, labels, progress=False)
+    statistics = compute_reference(one, Extractor(folder / "extractor"), 130, 20, 30, labels, progress=False)
     save_npz(one, folder / "samples.npz", 130, 20)
     if PartialState().is_main_process:
         np.save(folder / "features.npy", got)

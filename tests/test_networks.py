@@ -4,8 +4,8 @@ from conftest import ROOT
 from safetensors import safe_open
 
 from gat.cost import discriminator_cost, generator_cost
-from gat.networks import SIZES, Discriminator, EqualizedLinear, Generator, LinearInParts, rms_norm, sincos_table
-from gat.noise import perturb
+from gat.gan.networks import SIZES, Discriminator, Generator, sincos_pos_embed
+from gat.gan.noise import perturb
 from gat.official import load_discriminator, load_generator
 
 # The paper's table: millions of parameters of G and D, GMACs of G at patch 2, 4, 8, GMACs of D at patch 2.
@@ -102,39 +102,39 @@ def test_activation_checkpointing_changes_nothing_but_memory():
 
 def test_networks_come_back_from_disk_as_they_were(tmp_path):
     torch.manual_seed(0)
-    for network in (Generator(**TINY), Discriminator(**TINY, class_map_dim=24, repa_dim=6)):
+    for network in (Generator(**TINY), Discriminator(**TINY, cmap_dim=24, repa_dim=6)):
         folder = tmp_path / type(network).__name__
         network.save_pretrained(folder)
         again = type(network).from_pretrained(folder)
         assert dict(again.config)["width"] == 16
         for name, tensor in network.state_dict().items():
             assert torch.equal(tensor, again.state_dict()[name]), name
-        assert torch.equal(network.positions, again.positions)
-        assert torch.equal(network.rotary, again.rotary)
+        assert torch.equal(network.pos_embed, again.pos_embed)
+        assert torch.equal(network.rope, again.rope)
 
 
 def test_position_table_is_the_closed_form():
-    table = sincos_table(3, 8)
+    (table,) = sincos_pos_embed(3, 8)
     row, column = 2, 1
     angles = torch.tensor([1.0, 0.01])
     expected = torch.cat([(column * angles).sin(), (column * angles).cos(), (row * angles).sin(), (row * angles).cos()])
     torch.testing.assert_close(table[row * 3 + column], expected)
 
 
-def test_class_means_follow_classes_that_occur_and_leave_others():
+def test_mean_styles_follow_classes_that_occur_and_leave_others():
     generator = Generator(**TINY)
     sums = torch.zeros(5, 16)
     sums[2], sums[3] = 6.0, 4.0
-    generator.update_class_means(sums, torch.tensor([0.0, 0, 2, 1, 0]))
-    torch.testing.assert_close(generator.class_means[2], torch.full((16,), 3 * 0.005))
-    torch.testing.assert_close(generator.class_means[3], torch.full((16,), 4 * 0.005))
-    assert not generator.class_means[[0, 1, 4]].any()
+    generator.update_w_avg(sums, torch.tensor([0.0, 0, 2, 1, 0]))
+    torch.testing.assert_close(generator.w_avg[2], torch.full((16,), 3 * 0.005))
+    torch.testing.assert_close(generator.w_avg[3], torch.full((16,), 4 * 0.005))
+    assert not generator.w_avg[[0, 1, 4]].any()
 
 
 def test_logit_and_gradients_do_not_depend_on_what_the_last_block_leaves_out():
     """Without features the last block computes [cls] alone, with them every token."""
     torch.manual_seed(0)
-    discriminator = Discriminator(**TINY, class_map_dim=24, repa_dim=6)
+    discriminator = Discriminator(**TINY, cmap_dim=24, repa_dim=6)
     levels, labels = torch.randn(4, 6, 4, 8, 8), torch.tensor([0, 1, 4])
     gradients, logits = [], []
     for features in (False, True):
@@ -142,7 +142,7 @@ def test_logit_and_gradients_do_not_depend_on_what_the_last_block_leaves_out():
         answer = discriminator(levels, labels, return_features=features)
         logits.append(answer[0] if features else answer)
         logits[-1].square().sum().backward()
-        body = [p for name, p in discriminator.named_parameters() if "repa_head" not in name]
+        body = [p for name, p in discriminator.named_parameters() if not name.startswith("proj.")]
         gradients.append(torch.cat([p.grad.flatten() for p in body if p.grad is not None]))
     torch.testing.assert_close(*logits)
     torch.testing.assert_close(*gradients)
@@ -150,7 +150,7 @@ def test_logit_and_gradients_do_not_depend_on_what_the_last_block_leaves_out():
 
 
 def test_last_block_works_on_cls_alone_where_no_features_are_asked_for():
-    discriminator = Discriminator(**TINY, class_map_dim=24)
+    discriminator = Discriminator(**TINY, cmap_dim=24)
     seen = []
     discriminator.blocks[-1].mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
     discriminator(torch.randn(4, 2, 4, 8, 8), torch.tensor([0, 1]))
@@ -158,48 +158,17 @@ def test_last_block_works_on_cls_alone_where_no_features_are_asked_for():
 
 
 @torch.no_grad()
-def test_classes_are_mapped_alike_one_by_one_all_together_and_beforehand():
-    discriminator = Discriminator(**TINY, class_map_dim=24)
+def test_classes_are_embedded_alike_one_by_one_all_together_and_beforehand():
+    discriminator = Discriminator(**TINY, cmap_dim=24)
     labels = torch.tensor([3, 0, 3, 1, 4, 2, 2])
-    together = discriminator.map_classes(labels)  # more samples than classes: each class once
-    torch.testing.assert_close(together, torch.cat([discriminator.map_classes(label[None]) for label in labels]))
+    together = discriminator.y_embedder(labels)  # more samples than classes: each class once
+    torch.testing.assert_close(together, torch.cat([discriminator.y_embedder(label[None]) for label in labels]))
     levels = torch.randn(4, 7, 4, 8, 8)
     assert torch.equal(discriminator(levels, together), discriminator(levels, labels))
     assert not torch.equal(discriminator(levels, together.flip(0)), discriminator(levels, labels))
 
 
 def test_features_need_a_head():
-    discriminator = Discriminator(**TINY, class_map_dim=24)
+    discriminator = Discriminator(**TINY, cmap_dim=24)
     with pytest.raises(ValueError, match="repa_dim"):
         discriminator(torch.zeros(4, 1, 4, 8, 8), torch.tensor([0]), return_features=True)
-
-
-@pytest.mark.parametrize(("rows", "sides", "in_parts"), [(10, (1024, 1032), True), (10, (1028, 1032), False)])
-def test_linear_layer_in_parts_is_the_same_layer(rows, sides, in_parts):
-    torch.manual_seed(0)
-    layer = EqualizedLinear(*sides).double()
-    inputs = torch.randn(rows, sides[0], dtype=torch.double, requires_grad=True)
-    assert LinearInParts.pays(inputs, layer.weight) == in_parts
-    weighting = torch.randn(rows, sides[1], dtype=torch.double)
-    of = inputs, layer.weight, layer.bias
-    got, want = layer(inputs), torch.nn.functional.linear(*of) / 100
-    torch.testing.assert_close(got, want)
-    for ours, theirs in zip(*(torch.autograd.grad((y * weighting).sum(), of) for y in (got, want)), strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("weighted", [True, False])
-def test_rms_norm_in_fewer_passes_is_the_same(weighted):
-    torch.manual_seed(0)
-    x = torch.randn(3, 5, 8, dtype=torch.double, requires_grad=True)
-    weight = torch.randn(8, dtype=torch.double, requires_grad=True) if weighted else None
-    of = (x, weight) if weighted else (x,)
-    got, want = rms_norm(x, weight), torch.nn.functional.rms_norm(x, (8,), weight, eps=1e-6)
-    torch.testing.assert_close(got, want)
-    direction = torch.randn_like(got)
-    for ours, theirs in zip(*(torch.autograd.grad((y * direction).sum(), of) for y in (got, want)), strict=True):
-        torch.testing.assert_close(ours, theirs)
-    zero = torch.zeros(1, 8, requires_grad=True)
-    (gradient,) = torch.autograd.grad(rms_norm(zero).sum(), zero)
-    assert torch.equal(rms_norm(zero), zero)
-    torch.testing.assert_close(gradient, torch.full_like(zero, 1e3))

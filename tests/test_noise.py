@@ -1,20 +1,20 @@
 import pytest
 import torch
 
-from gat.noise import level_times, perturb
+from gat.gan.noise import noise_levels, perturb
 
 
 def test_schedules_have_the_papers_ends():
-    assert level_times(4) == pytest.approx([0.885, 0.76, 0.51, 0.01])
-    assert level_times(4, "linear") == pytest.approx([0.885, 0.885 - 0.875 / 3, 0.01 + 0.875 / 3, 0.01])
-    assert level_times(4, "none") == [0.0]
+    assert noise_levels(4) == pytest.approx([0.885, 0.76, 0.51, 0.01])
+    assert noise_levels(4, "linear") == pytest.approx([0.885, 0.885 - 0.875 / 3, 0.01 + 0.875 / 3, 0.01])
+    assert noise_levels(4, "none") == [0.0]
     with pytest.raises(ValueError, match="cubic"):
-        level_times(4, "cubic")
+        noise_levels(4, "cubic")
 
 
 def test_noise_is_one_markov_chain_from_clean_to_noisy():
     """Each level has its own standard deviation, and neighbours the covariance r·t² of a chain."""
-    times = tuple(level_times(4))
+    times = tuple(noise_levels(4))
     torch.manual_seed(0)
     noise = torch.randn(4, 200_000, 1, 1, 1)
     seen = perturb(torch.zeros_like(noise), noise, times).flatten(1)
@@ -28,4 +28,4 @@ def test_noise_is_one_markov_chain_from_clean_to_noisy():
 def test_image_is_kept_in_proportion():
     levels = torch.ones(4, 2, 3, 2, 2)
     seen = perturb(levels, torch.zeros_like(levels))
-    torch.testing.assert_close(seen[:, 0, 0, 0, 0], 1 - torch.tensor(level_times(4)))
+    torch.testing.assert_close(seen[:, 0, 0, 0, 0], 1 - torch.tensor(noise_levels(4)))

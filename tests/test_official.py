@@ -11,10 +11,10 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from gat.networks import SIZES, Generator
+from gat.data.vae import decode
+from gat.gan.networks import SIZES, Generator
 from gat.official import convert, head_count, load_discriminator, load_generator, read_checkpoint, size_name
 from gat.pipeline import GATPipeline
-from gat.vae import decode
 
 FIXTURE = load_file(ROOT / "tests/data/release.safetensors")
 
@@ -71,23 +71,23 @@ def test_position_tables_of_a_checkpoint_are_taken_over_and_saved(tmp_path):
     generator = load_generator(weights, head_count(weights)).eval()
     weights["pos_embed"] = weights["pos_embed"] + 0.1 * torch.randn_like(weights["pos_embed"])
     trained = load_generator(weights, head_count(weights)).eval()
-    assert torch.equal(trained.positions, weights["pos_embed"][0])
+    assert torch.equal(trained.pos_embed, weights["pos_embed"])
     trained.save_pretrained(tmp_path)
     again = Generator.from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(again(z, labels), trained(z, labels))
         assert not torch.allclose(trained(z, labels), generator(z, labels), rtol=0.01)
-    assert not trained.positions.requires_grad
+    assert not trained.pos_embed.requires_grad
 
     weights = part("discriminator.")
     weights["pos_embed"] = weights["pos_embed"] + 1
-    assert torch.equal(load_discriminator(weights, head_count(weights)).positions, weights["pos_embed"][0])
+    assert torch.equal(load_discriminator(weights, head_count(weights)).pos_embed, weights["pos_embed"])
 
 
 def test_other_weights_can_be_asked_for_and_wrong_ones_are_named(checkpoint, vae, tmp_path):
     vae.save_pretrained(tmp_path / "vae")
     raw = convert(checkpoint, tmp_path / "raw", tmp_path / "vae", weights="generator")
-    assert not raw.generator.blocks[0].attention.qkv.weight.any()
+    assert not raw.generator.blocks[0].attn.qkv.weight.any()
     with pytest.raises(ValueError, match="has no 'model'; it has generator, discriminator, ema"):
         read_checkpoint(checkpoint, "model")
     with pytest.raises(ValueError, match=r"blocks\.0\.attn\.q_norm and \.proj are missing"):
@@ -135,31 +135,8 @@ def test_all_twelve_sizes_are_recognized_from_their_shapes(name, patch):
 
 
 def release_names(generator: Generator) -> dict[str, torch.Tensor]:
-    names = {
-        ".attention.out.": ".attn.proj.",
-        ".attention.": ".attn.",
-        ".mlp.w_in.": ".mlp.w12.",
-        ".mlp.w_out.": ".mlp.w3.",
-        ".style.": ".adaLN_modulation.1.",
-    }
-    starts = {
-        "mapping.": "latent_embedder.",
-        "image_heads.": "final_layers.",
-        "class_embedding.": "y_embedder.embedding_table.",
-        "class_means": "w_avg",
-    }
-    state = {}
-    for name, tensor in generator.state_dict().items():
-        if name == "positions":
-            continue
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        for ours, theirs in starts.items():
-            name = theirs + name.removeprefix(ours) if name.startswith(ours) else name
-        state[name] = tensor
+    """Its weights with the ones that the release has besides."""
     config = generator.config
     width, patch = config["width"], config["patch"]
-    state["x_embedder.proj.weight"] = torch.empty(width, config["channels"], patch, patch)
-    state["x_embedder.proj.bias"] = torch.empty(width)
-    state["pos_embed"] = torch.empty(1, (config["latent_size"] // patch) ** 2, width)
-    return state
+    unused = {"x_embedder.proj.weight": (width, config["channels"], patch, patch), "x_embedder.proj.bias": (width,)}
+    return generator.state_dict() | {name: torch.empty(shape) for name, shape in unused.items()}

@@ -1,7 +1,6 @@
 """The paper's scale in small: profiles/imagenet256.yaml with real formats, odd files, REPA and two processes."""
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,15 +12,16 @@ import torch
 from accelerate import PartialState
 from conftest import ROOT
 from diffusers import AutoencoderKL
+from helpers import on_two_processes
 from project import Project, ran
 from sklearn.datasets import load_sample_images
 from transformers import Dinov2Config, Dinov2Model
 
 from gat.config import load_params
-from gat.images import Images
-from gat.latents import Latents
+from gat.data.images import Images
+from gat.data.latents import Latents
 from gat.pipeline import GATPipeline
-from stages import publish
+from gat.runtime import publish
 
 PROFILES = sorted(path.name for path in (ROOT / "profiles").glob("*.yaml"))
 
@@ -79,7 +79,7 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
             "classifier": {"steps": 5, "batch_size": 16, "learning_rate": 1e-3, "seed": 0},
         },
         model={"patch": 8},
-        loss={"class_map_dim": 64},
+        loss={"cmap_dim": 64},
         train={"steps": 4, "batch_size": 8, "eval_every": 4, "eval_samples": 100},
         evaluate={"samples": 100, "batch_size": 50, "save_samples": str(tmp_path / "samples")},
         compute={"compile": None, "workers": 1, "vae_batch": 16},
@@ -90,7 +90,7 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
     assert sorted(ran(done.stdout)) == sorted(stages)
     assert "class-1/999.jpg" in done.stdout
     images, latents = Images(project.folder / "data/images"), Latents(project.folder / "data/latents")
-    assert (len(images), images.size, len(latents), latents.views) == (240, 256, 240, 2)
+    assert (len(images), images.size, len(latents), latents.flips) == (240, 256, 240, 2)
     assert (latents.size, latents.scaling_factor) == (32, 0.18215)
     run = json.loads((project.folder / "results/model/run.json").read_text())
     assert (run["width"], run["patch"], run["teacher"]) == (384, 8, str(models / "teacher"))
@@ -126,11 +126,7 @@ def test_each_profiles_graph_is_listed_without_a_network(profile, tmp_path):
 def test_folder_is_published_once_a_slow_process_has_read_it(tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work/images.json").write_text("[]")
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__, tmp_path],
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        check=True,
-    )
+    on_two_processes(__file__, tmp_path)
     assert (tmp_path / "out/images.json").read_text() == "[]"
     assert not (tmp_path / "work").exists()
 

@@ -15,8 +15,8 @@ from datasets import Image as ImageColumn
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from gat.extractor import train_classifier
-from gat.images import BrokenImageError, Images, center_crop, load_source, readable_names, to_rgb, write_images
+from gat.data.images import BrokenImageError, Images, center_crop, load_source, readable_names, to_rgb, write_images
+from gat.evaluation.extractor import train_classifier
 
 ORIENTATION = 0x0112  # EXIF tag; 6: the camera was held sideways
 

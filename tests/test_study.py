@@ -7,7 +7,9 @@ import yaml
 from conftest import ROOT
 
 from gat.config import MODEL, Params, ParamsError, Training
-from gat.study import build_run, fingerprint
+from gat.data.latents import Latents, TrainingBatches
+from gat.gan.training import Metrics, Trainer, fit
+from gat.study import describe, fingerprint, make_trainer
 
 SMOKE = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
 
@@ -24,43 +26,49 @@ def params(**changes: object) -> Params:
     return Params.model_validate(content)
 
 
+def train(trainer: Trainer, latents: Latents) -> list[Metrics]:
+    return fit(trainer, TrainingBatches(latents, trainer.train.batch_size, trainer.seed))
+
+
 def test_paper_wide_model_trains_on_a_cpu(accelerator, latents):
-    run = build_run(params(model__width=1152, train__steps=1), Training(MODEL, 0), latents, accelerator)
-    assert run.trainer.plain_generator.config["heads"] == 18
-    assert run.description["width"] == 1152
-    (row,) = run.fit(None)
+    settings = params(model__width=1152, train__steps=1)
+    trainer = make_trainer(settings, Training(MODEL, 0), latents, accelerator)
+    assert trainer.generator.config["heads"] == 18
+    assert describe(settings, Training(MODEL, 0), latents)["width"] == 1152
+    (row,) = train(trainer, latents)
     assert row["loss_d"] == pytest.approx(0.7, abs=0.5)
 
 
 def test_switches_reach_the_networks_and_the_losses(accelerator, latents):
     changed = params(
         loss__levels={"schedule": "none", "count": 4},
-        loss__penalty=0.0,
+        loss__gamma=0.0,
         model__discriminator={"width": 16},
         train__scale_lr_by_width=False,
     )
-    run = build_run(changed, Training(MODEL, 0), latents, accelerator)
-    trainer = run.trainer
-    assert trainer.recipe.objective.times == (0.0,)
-    assert trainer.recipe.objective.penalty == 0
-    assert trainer.plain_generator.config["levels"] == 1
-    assert (trainer.plain_generator.config["width"], trainer.plain_discriminator.config["width"]) == (12, 16)
-    assert trainer.recipe.learning_rate_g == trainer.recipe.learning_rate_d
-    (row, *_) = run.fit(None)
+    trainer = make_trainer(changed, Training(MODEL, 0), latents, accelerator)
+    assert trainer.generator.config["levels"] == 1
+    assert (trainer.generator.config["width"], trainer.discriminator.config["width"]) == (12, 16)
+    rate_g, rate_d = learning_rates(trainer)
+    assert rate_g == rate_d
+    (row, *_) = train(trainer, latents)
     assert "r1" not in row
 
 
+def learning_rates(trainer: Trainer) -> list[float]:
+    return [optimizer.param_groups[0]["lr"] for optimizer in (trainer.optimizer_g, trainer.optimizer_d)]
+
+
 def test_learning_rates_follow_each_networks_width(accelerator, latents):
-    recipe = build_run(
-        params(model__discriminator={"width": 24}), Training(MODEL, 0), latents, accelerator
-    ).trainer.recipe
-    assert recipe.learning_rate_g == pytest.approx(2 * recipe.learning_rate_d)
+    changed = params(model__discriminator={"width": 24})
+    rate_g, rate_d = learning_rates(make_trainer(changed, Training(MODEL, 0), latents, accelerator))
+    assert rate_g == pytest.approx(2 * rate_d)
 
 
 def test_seed_decides_the_weights(accelerator, latents):
     def weights(seed: int) -> torch.Tensor:
-        run = build_run(params(), Training(MODEL, seed), latents, accelerator)
-        return run.trainer.plain_generator.blocks[0].attention.qkv.weight.detach()
+        trainer = make_trainer(params(), Training(MODEL, seed), latents, accelerator)
+        return trainer.generator.blocks[0].attn.qkv.weight.detach()
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
@@ -77,13 +85,12 @@ def test_seed_decides_the_weights(accelerator, latents):
 )
 def test_compiled_networks_train_as_others_do(accelerator, latents, mode, changes):
     def trained(mode: str | None) -> torch.Tensor:
-        run = build_run(
-            params(train__steps=3, compute__compile=mode, **changes), Training(MODEL, 0), latents, accelerator
-        )
-        generator, discriminator = run.trainer.plain_generator, run.trainer.plain_discriminator
+        settings = params(train__steps=3, compute__compile=mode, **changes)
+        trainer = make_trainer(settings, Training(MODEL, 0), latents, accelerator)
+        generator, discriminator = trainer.generator, trainer.discriminator
         parts = {"blocks": generator.blocks[0], "whole": generator}
         assert [name for name, part in parts.items() if part._compiled_call_impl] == ([mode] if mode else [])
-        run.fit(None)
+        train(trainer, latents)
         return torch.cat([p.detach().flatten() for p in (*generator.parameters(), *discriminator.parameters())])
 
     want, got = trained(None), trained(mode)
@@ -97,7 +104,7 @@ def test_fingerprint_is_of_what_defines_the_run_and_nothing_else(latents, tmp_pa
     assert fingerprint(params(), Training(MODEL, 1), latents) != base
     assert fingerprint(params(train__steps=13), Training(MODEL, 0), latents) != base
     assert fingerprint(params(model__width=16), Training(MODEL, 0), latents) != base
-    assert fingerprint(params(loss__penalty=0.2), Training(MODEL, 0), latents) != base
+    assert fingerprint(params(loss__gamma=0.2), Training(MODEL, 0), latents) != base
     (tmp_path / "file").write_text("reference")
     assert fingerprint(params(), Training(MODEL, 0), latents, [tmp_path / "file"]) != base
 
@@ -107,4 +114,4 @@ def test_patch_that_does_not_fit_the_latents_is_refused(accelerator, latents):
     content["vae"]["pretrained"] = "some/hub-id"  # whose latents' side is known only when they are there
     content["model"]["patch"] = 3
     with pytest.raises(ParamsError, match=r"model\.patch: 3 is not allowed; allowed: divisors of 8"):
-        build_run(Params.model_validate(content), Training(MODEL, 0), latents, accelerator)
+        make_trainer(Params.model_validate(content), Training(MODEL, 0), latents, accelerator)

@@ -1,4 +1,4 @@
-"""What turns images into features for FID: clean-fid's Inception, or a small classifier of the data itself.
+"""Feature extractors for FID: clean-fid's Inception, or a small classifier trained on the images.
 
 An extractor is a folder: `extractor.json` says which, beside it are the weights: `classifier.safetensors`, or Inception
 as clean-fid fetches it. In clean-fid's interface it is a resizing function for one image and a model from
@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from gat.config import ParamsError
-from gat.images import Images
+from gat.data.images import Images
 
 FEATURES = 64
 
 
 class Classifier(nn.Module):
-    """Small convolutional classifier whose penultimate layer has 64 features; `standardize` gives them their unit."""
+    """Small convolutional classifier whose penultimate layer has 64 features; `standardize` sets their unit."""
 
     def __init__(self, size: int, classes: int, width: int = 32) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Classifier(nn.Module):
         return self.head(F.relu(features * self.scale + self.mean))
 
     def standardize(self, features: Tensor) -> None:
-        """From now on, have features such as these (N, 64) mean 0 and, averaged over the 64, variance 1."""
+        """Shift and scale all features from now on: such as these (N, 64) get mean 0 and, on average, variance 1."""
         self.mean = features.mean(0)
         self.scale = features.var(0).mean().sqrt()
 
@@ -81,7 +81,7 @@ def train_classifier(
     other unit than the features'.
 
     Raises:
-        ParamsError: there is but one class.
+        ParamsError: there is only one class.
     """
     if len(images.classes) < 2:
         raise ParamsError("metrics.extractor: a classifier needs two classes or more; for one: inception")
@@ -139,17 +139,22 @@ class Extractor:
             self.model = InceptionV3W(str(folder), download=False, resize_inside=inside).to(self.device).eval()
             self.resize = build_resizer(self.mode)
 
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return self(np.zeros((1, 32, 32, 3), np.uint8)).shape[1]
+
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Features float32 (B, d) of uint8 images (B, H, W, 3)."""
         if images.shape[1] != self._native:  # at its own size, clean-fid's resizing is the identity
-            with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter while it resizes
+            with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter lock while it resizes
                 images = np.stack(list(pool.map(self.resize, images)))
         batch = torch.tensor(images, device=self.device).permute(0, 3, 1, 2).float()
         return self.model(batch).float().cpu().numpy()
 
     def classify(self, features: np.ndarray) -> np.ndarray | None:
-        """Which class (B,) features (B, d) belong to; None where the extractor knows no classes."""
+        """Predicted classes (B,) of features (B, d); None where the extractor is not a classifier."""
         if self._classifier is None:
             return None
         return self._classifier.logits(torch.from_numpy(features).to(self.device)).argmax(1).cpu().numpy()
@@ -158,7 +163,7 @@ class Extractor:
 def save_extractor(folder: Path, name: str, mode: str, trained: TrainedClassifier | None = None) -> None:
     """Write an extractor folder; a trained classifier goes with the name `classifier`.
 
-    With the name `inception` the weights are fetched into it, unless they are there.
+    With the name `inception` the weights are downloaded into it, unless they are there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"name": name, "mode": mode}

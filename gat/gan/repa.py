@@ -1,7 +1,7 @@
 """The teacher of REPA (paper, section 3.2): a frozen image encoder whose features the discriminator learns to predict.
 
-The loss is `gat.losses.repa_loss`. The release shifts the teacher's image by the latent's draw times latent size over
-image size, hardly at all; here, as the paper says, the image moves as the latent does.
+The loss is `gat.gan.losses.repa_loss`. The release scales the teacher's translation by latent size over image size, so
+that its image hardly moves; here, as the paper says, the image moves as the latent does.
 """
 
 import torch
@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 
-from gat.augment import Draw, move
-from gat.losses import Features
+from gat.gan.augment import AugmentParams, translate_and_flip
+from gat.gan.losses import Features
 
-IMAGE_SIZE = 224  # of the image a teacher is shown
+IMAGE_SIZE = 224  # of a teacher's input
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Teacher:
-    """A vision transformer of transformers, DINOv2 say, frozen: features of images as the discriminator sees them.
+    """A frozen vision transformer of transformers, such as DINOv2: features of the discriminator's real images.
 
     Args:
         name: a hub id or a folder in transformers' format.
@@ -30,15 +30,15 @@ class Teacher:
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu", compile: bool = False) -> None:
-        from transformers import AutoModel
+        from transformers import AutoModel  # an optional dependency
 
         self.device = torch.device(device)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        with PartialState().main_process_first():  # one process fetches, the others find it
+        with PartialState().main_process_first():  # one process downloads, the others find the files
             model = AutoModel.from_pretrained(name, dtype=dtype)
         self.width: int = model.config.hidden_size
         self.grid: int = IMAGE_SIZE // model.config.patch_size
-        self._extra = 1 + getattr(model.config, "num_register_tokens", 0)  # tokens before the patches
+        self._prefix = 1 + getattr(model.config, "num_register_tokens", 0)  # tokens before the patches
         self._model = model.to(self.device).eval().requires_grad_(False)
         if compile:
             self._model.compile()
@@ -46,16 +46,16 @@ class Teacher:
         self._mean, self._std = statistics[:, None, :, None, None].unbind()
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, draw: Draw, latent_size: int) -> Features:
+    def __call__(self, images: Tensor, augment: AugmentParams, latent_size: int) -> Features:
         """Features ([cls] (B, d), patches (B, grid², d)) of images uint8 (B, H, W, 3).
 
-        They are normalized, resized to 224 bicubically, and translated and mirrored as `draw` does with latents of side
-        `latent_size`; what is moved in from outside is the mean colour.
+        Images are normalized, resized to 224 bicubically, and translated and mirrored as `augment` does with latents of
+        side `latent_size`; pixels from outside have the mean colour.
         """
         pixels = images.to(self.device).permute(0, 3, 1, 2).float() / 255
         pixels = (pixels - self._mean) / self._std
         if pixels.shape[-1] != IMAGE_SIZE:
             pixels = F.interpolate(pixels, IMAGE_SIZE, mode="bicubic")
-        pixels = move(pixels, draw, IMAGE_SIZE / latent_size)
+        pixels = translate_and_flip(pixels, augment, IMAGE_SIZE / latent_size)
         tokens = self._model(pixel_values=pixels.to(self._model.dtype)).last_hidden_state
-        return Features(tokens[:, 0], tokens[:, self._extra :])
+        return Features(tokens[:, 0], tokens[:, self._prefix :])

@@ -1,13 +1,14 @@
-"""Many items in a few large files, which processes share out among themselves and which survive a kill."""
+"""Many items in a few large files, divided among processes; after a kill the complete ones are kept."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import PartialState
 from tqdm import tqdm
 
-SHARD = 16384  # items of one file: however many processes write, the files are the same
+from gat.files import atomic_write
+
+SHARD = 16384  # items of one file, whatever the number of processes
 
 Advance = Callable[[int], object]
 
@@ -21,16 +22,16 @@ def write_shards(
     shard: int = SHARD,
     progress: bool = True,
 ) -> None:
-    """Write this process's share of the files `name-00000.suffix`, …; those that are there are whole, and stay.
+    """Write this process's share of the files `name-00000.suffix`, …; existing files are complete and kept.
 
     Args:
-        folder: where to; it is made.
-        name: of the items.
-        suffix: of the files.
+        folder: created if missing.
+        name: of the items, at the start of file names.
+        suffix: of file names.
         count: how many items there are.
-        write: writes the items of a range to a path and tells its last argument how many it has done.
+        write: writes the items of a range to a path, and calls its last argument with the number of items done since.
         shard: items of one file.
-        progress: show a bar of this process's share.
+        progress: show a progress bar.
     """
     state = PartialState()
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,9 +44,6 @@ def write_shards(
             if path.exists():
                 bar.update(len(part))
                 continue
-            unfinished = path.with_name(f"unfinished-{path.name}")
-            write(unfinished, part, bar.update)
-            with unfinished.open("rb") as file:
-                os.fsync(file.fileno())
-            unfinished.rename(path)
+            with atomic_write(path) as temporary:
+                write(temporary, part, bar.update)
     state.wait_for_everyone()

@@ -1,7 +1,7 @@
 """Latents as posterior moments: their folder on disk, and the order in which training reads them.
 
-Folder: `moments-00000.npy`, …, float16 (n, M, 2C, H, W), mean then standard deviation, unscaled, of every image and,
-where M = 2, of its mirror image; `labels.npy` int64 (N,); `latents.json`. `write_latents` and `Latents` are its only
+Folder: `moments-00000.npy`, …, float16 (n, F, 2C, H, W), mean then standard deviation, unscaled, of every image and,
+where F = 2, of its mirror image; `labels.npy` int64 (N,); `latents.json`. `write_latents` and `Latents` are its only
 writer and reader.
 """
 
@@ -18,9 +18,10 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gat.images import Images
+from gat.data.images import Images
+from gat.data.shards import SHARD, Advance, write_shards
+from gat.files import atomic_write
 from gat.seeds import seed_of
-from gat.shards import SHARD, Advance, write_shards
 
 Encoder = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # see gat.vae.encode
 
@@ -53,14 +54,16 @@ def write_latents(
 
     All processes take part; what an interrupted call wrote stays.
     """
-    views = 2 if mirror else 1
+    flips = 2 if mirror else 1
 
     def write(path: Path, rows: range, advance: Advance) -> None:
         parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         moments = None
-        loader = DataLoader(_ImageBatches(images, parts), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+        loader = DataLoader(
+            _ImageBatches(images, parts), batch_size=None, num_workers=workers, collate_fn=_identity_collate
+        )
         for part, batch in zip(parts, loader, strict=True):
-            both = (batch, np.ascontiguousarray(batch[:, :, ::-1]))[:views]
+            both = (batch, np.ascontiguousarray(batch[:, :, ::-1]))[:flips]
             encoded = np.stack([torch.cat(encode(pixels), dim=1).half().cpu().numpy() for pixels in both], axis=1)
             if moments is None:
                 shape = (len(rows), *encoded.shape[1:])
@@ -72,32 +75,34 @@ def write_latents(
 
     write_shards(folder, "moments", "npy", len(images), write, shard, progress)
     if PartialState().is_main_process:
-        np.save(folder / "labels.npy", images.labels)
+        with atomic_write(folder / "labels.npy") as temporary:
+            np.save(temporary, images.labels)
         digest = hashlib.blake2b(digest_size=16)
         for path in [*sorted(folder.glob("moments-*.npy")), folder / "labels.npy"]:
             with path.open("rb") as file:
                 while block := file.read(1 << 24):
                     digest.update(block)
         info = {"scaling_factor": scaling_factor, "classes": images.classes, "digest": digest.hexdigest()}
-        (folder / "latents.json").write_text(json.dumps(info, indent=1) + "\n")
+        with atomic_write(folder / "latents.json") as temporary:
+            temporary.write_text(json.dumps(info, indent=1) + "\n")
     PartialState().wait_for_everyone()
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity_collate(batch: Any) -> Any:
     return batch
 
 
 class Latents:
-    """A latents folder. Rows are read at their position, faster than through a memory map.
+    """A latents folder. Rows are read by position, which is faster than through a memory map.
 
     Attributes:
         labels: int64 (N,).
         classes: names by label.
         channels: C of a latent.
         size: side of a latent.
-        views: M, 2 with mirror images.
+        flips: F, 2 with mirror images, else 1.
         scaling_factor: what makes the latents' standard deviation 1.
-        digest: of the contents, to recognize them by.
+        digest: hash of the contents.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -109,52 +114,54 @@ class Latents:
         self._shard, self._start = len(first), first.offset
         self.labels: np.ndarray = np.load(self.folder / "labels.npy", mmap_mode="r")
         self.classes: list[str] = info["classes"]
-        self.views: int = first.shape[1]
+        self.flips: int = first.shape[1]
         self.channels: int = first.shape[2] // 2
         self.size: int = first.shape[-1]
         self.scaling_factor: float = info["scaling_factor"]
         self.digest: str = info["digest"]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Latents, (self.folder,)  # to other processes goes the place, not the contents
+        return Latents, (self.folder,)  # pickles the path, not the arrays
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def moments(self, index: np.ndarray, view: np.ndarray) -> np.ndarray:
-        """Moments float16 (B, 2C, H, W) of some samples (B,), of the image (view 0) or its mirror image (1)."""
+    def moments(self, index: np.ndarray, flip: np.ndarray) -> np.ndarray:
+        """Moments float16 (B, 2C, H, W) of some samples (B,), of the image (flip 0) or its mirror image (1)."""
         moments = np.empty((len(index), 2 * self.channels, self.size, self.size), dtype=np.float16)
-        shard, place = np.divmod(index, self._shard)
-        positions = (self._start + (place * self.views + view) * moments[0].nbytes).tolist()
+        shard, row = np.divmod(index, self._shard)
+        positions = (self._start + (row * self.flips + flip) * moments[0].nbytes).tolist()
         files = [self._files[i] for i in shard.tolist()]
-        if hasattr(os, "posix_fadvise"):  # a disk that is asked for all at once is three times as fast
+        if hasattr(os, "posix_fadvise"):  # asking the disk for all rows at once is three times as fast
             for file, position in zip(files, positions, strict=True):
                 os.posix_fadvise(file.fileno(), position, moments[0].nbytes, os.POSIX_FADV_WILLNEED)
-        for row, file, position in zip(moments, files, positions, strict=True):
-            if os.preadv(file.fileno(), [row.data], position) != row.nbytes:
-                raise OSError(f"{file.name} is shorter than its header says; its cure: dvc repro --force latents")
+        for item, file, position in zip(moments, files, positions, strict=True):
+            if os.preadv(file.fileno(), [item.data], position) != item.nbytes:
+                raise OSError(
+                    f"{file.name} is shorter than its header says; to write it again: dvc repro --force latents"
+                )
         return moments
 
 
 class Batch(NamedTuple):
-    """What one process trains on in one step."""
+    """The data of one step on one process."""
 
     moments: Tensor  # (b, 2C, H, W) float16
     labels: Tensor  # (b,) int64
-    images: Tensor | None = None  # (b, H', W', 3) uint8, mirrored where the moments are
+    images: Tensor | None = None  # (b, H', W', 3) uint8, mirrored like the moments
 
 
 class TrainingBatches(Dataset[Batch]):
-    """This process's share of the batch of any step: item `step` is a `Batch`.
+    """This process's part of the batch of any step: item `step` is a `Batch`.
 
-    Samples are read in a stream of random permutations of the data, so that none is seen twice in an epoch, whatever
-    the batch size, and any step can be asked for at once: that is how a run resumes.
+    The samples are a stream of random permutations of the data: none occurs twice in an epoch, whatever the batch size.
+    The batch of a step does not depend on the steps before it; that is how a run resumes.
 
     Args:
         latents: where to read.
         batch_size: of all processes together.
         seed: of the order and of the choice of mirror images.
-        rank, processes: which share of each batch, and of how many.
+        rank, processes: this process's number, and how many there are.
         images: the images behind the latents, for a teacher; None: none are read.
     """
 
@@ -168,12 +175,12 @@ class TrainingBatches(Dataset[Batch]):
         images: Images | None = None,
     ) -> None:
         self.latents, self.batch_size, self.seed, self.images = latents, batch_size, seed, images
-        share = batch_size // processes
-        self.share = slice(rank * share, (rank + 1) * share)
+        local_batch_size = batch_size // processes
+        self.local_slice = slice(rank * local_batch_size, (rank + 1) * local_batch_size)
         self._epoch, self._order = -1, np.empty(0, dtype=np.uint32)
 
     def indices(self, step: int) -> np.ndarray:
-        """Which samples the whole batch of a step holds, over all processes: int64 (batch_size,)."""
+        """Indices of the samples in the whole batch of a step, over all processes: int64 (batch_size,)."""
         count, parts = len(self.latents), []
         position, end = step * self.batch_size, (step + 1) * self.batch_size
         while position < end:
@@ -188,12 +195,12 @@ class TrainingBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         index = self.indices(step)
-        view = np.random.default_rng(seed_of(self.seed, 1, step)).integers(self.latents.views, size=len(index))
-        index, view = index[self.share], view[self.share]
-        moments, labels = self.latents.moments(index, view), self.latents.labels[index]
+        flip = np.random.default_rng(seed_of(self.seed, 1, step)).integers(self.latents.flips, size=len(index))
+        index, flip = index[self.local_slice], flip[self.local_slice]
+        moments, labels = self.latents.moments(index, flip), self.latents.labels[index]
         images = None
         if self.images is not None:
             pixels = self.images[index]
-            pixels[view == 1] = pixels[view == 1, :, ::-1]
+            pixels[flip == 1] = pixels[flip == 1, :, ::-1]
             images = torch.from_numpy(pixels)
         return Batch(torch.from_numpy(moments), torch.from_numpy(labels), images)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import trange
 
 from gat.config import norm_groups
-from gat.images import Images
+from gat.data.images import Images
 
 
 def to_model_range(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
@@ -25,8 +25,8 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def factor(vae: AutoencoderKL) -> int:
-    """Pixels a latent pixel stands for, along a side."""
+def downsampling_factor(vae: AutoencoderKL) -> int:
+    """Side of the images over the side of their latents."""
     return 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
@@ -34,7 +34,7 @@ def load_vae(source: str | Path, device: torch.device | str = "cpu") -> Autoenco
     """An autoencoder in diffusers' format, from a folder or a hub, ready to use: in bfloat16 on a GPU."""
     device = torch.device(device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    with PartialState().main_process_first():  # one process fetches, the others find it
+    with PartialState().main_process_first():  # one process downloads, the others find the files
         vae = AutoencoderKL.from_pretrained(source, torch_dtype=dtype)
     return vae.to(device).eval().requires_grad_(False)
 
@@ -51,11 +51,11 @@ def train_vae(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> AutoencoderKL:
-    """Train a small autoencoder on images; it halves the side once less often than `channels` is long.
+    """Train a small autoencoder on images; it halves the side between two entries of `channels`.
 
     The loss is the L1 error of pixels in [−1, 1] plus `kl_weight` times the KL divergence per latent element, under
     Adam with a linear warm-up of 5 % and a cosine decay. Its scaling factor makes 1 the standard deviation of the
-    latents of some 2,000 images from all over.
+    latents of about 2,000 evenly spaced images.
     """
     torch.manual_seed(seed)
     vae = AutoencoderKL(
@@ -85,8 +85,8 @@ def train_vae(
         bar.set_postfix(l1=f"{error.item():.4f}", refresh=False)
     vae.eval().requires_grad_(False)
     some = np.arange(0, len(images), max(1, len(images) // 2000))
-    seen = [encode(vae, images[some[i : i + 100]])[0] for i in range(0, len(some), 100)]
-    vae.register_to_config(scaling_factor=1 / torch.cat(seen).std().item())
+    means = [encode(vae, images[some[i : i + 100]])[0] for i in range(0, len(some), 100)]
+    vae.register_to_config(scaling_factor=1 / torch.cat(means).std().item())
     return vae
 
 

@@ -8,7 +8,6 @@ reader.
 import io
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,9 @@ from accelerate import PartialState
 from PIL import Image, ImageOps
 
 from gat.config import ParamsError
-from gat.shards import SHARD, Advance, write_shards
+from gat.data.shards import SHARD, Advance, write_shards
+from gat.files import atomic_write
+from gat.runtime import cores
 
 EMBEDDED = "mnist5k"
 ENCODINGS: dict[str, dict[str, Any]] = {
@@ -146,8 +147,8 @@ def imagenet_names() -> list[str]:
     return list(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def _square(cell: dict[str, Any], size: int, encoding: str) -> bytes | Exception:
-    """One image of the source, cut and encoded; or why it could not be."""
+def _crop_and_encode(cell: dict[str, Any], size: int, encoding: str) -> bytes | Exception:
+    """One image of the source, cropped and encoded, or the error that prevented it."""
     try:
         source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
         buffer = io.BytesIO()
@@ -187,41 +188,38 @@ def write_images(
         BrokenImageError: an image cannot be read and `on_error` is `stop`.
     """
     schema = pa.schema([("image", pa.large_binary()), ("label", pa.int64())])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
     def write(path: Path, rows: range, advance: Advance) -> None:
         skipped = []
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for start in range(rows.start, rows.stop, _CHUNK):
                 part = data[start : min(start + _CHUNK, rows.stop)]
-                squares = list(pool.map(lambda cell: _square(cell, size, encoding), part["image"]))
-                for i, square in enumerate(squares):
-                    if isinstance(square, Exception):
+                encoded = list(pool.map(lambda cell: _crop_and_encode(cell, size, encoding), part["image"]))
+                for i, image in enumerate(encoded):
+                    if isinstance(image, Exception):
                         name = _name(part["image"][i], start + i)
                         if on_error == "stop":
                             raise BrokenImageError(
-                                f"data.on_error: {name} cannot be read ({square}); skip leaves such images out"
+                                f"data.on_error: {name} cannot be read ({image}); skip leaves such images out"
                             )
-                        skipped.append(f"{name}: {square}")
-                kept = [i for i, square in enumerate(squares) if isinstance(square, bytes)]
-                columns = [[squares[i] for i in kept], [part["label"][i] for i in kept]]
+                        skipped.append(f"{name}: {image}")
+                kept = [i for i, image in enumerate(encoded) if isinstance(image, bytes)]
+                columns = [[encoded[i] for i in kept], [part["label"][i] for i in kept]]
                 arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
-                advance(len(squares))
+                advance(len(encoded))
         index = re.sub(r"\D", "", path.stem)
         (folder / f"skipped-{index}.json").write_text(json.dumps(skipped))
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         write_shards(folder, "images", "arrow", len(data), write, shard, progress)
     state, path = PartialState(), folder / "images.json"
     if state.is_main_process and not path.exists():
         lists = sorted(folder.glob("skipped-*.json"))
         skipped = list(itertools.chain.from_iterable(json.loads(part.read_text()) for part in lists))
         info = {"size": size, "classes": data.features["label"].names, "skipped": skipped}
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(info, indent=1) + "\n")
-        unfinished.rename(path)
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(info, indent=1) + "\n")
         for part in lists:
             part.unlink()
     state.wait_for_everyone()
@@ -257,7 +255,7 @@ class Images:
         self.labels: np.ndarray = table["label"].to_numpy()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Images, (self.folder,)  # to other processes goes the place, not the contents
+        return Images, (self.folder,)  # pickles the path, not the images
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -266,15 +264,15 @@ class Images:
         """Images by slice or integer array: uint8 (B, H, W, 3)."""
         rows = range(*index.indices(len(self))) if isinstance(index, slice) else index.tolist()
         pixels = np.empty((len(rows), self.size, self.size, 3), dtype=np.uint8)
-        for place, row in enumerate(rows):
+        for i, row in enumerate(rows):
             with Image.open(io.BytesIO(self._encoded[row].as_buffer())) as image:
-                pixels[place] = np.asarray(image)
+                pixels[i] = np.asarray(image)
         return pixels
 
-    def of_classes(self, classes: int = 10, each: int = 10) -> np.ndarray:
-        """Images of each of the first classes, spread over its own, class after class: uint8 (N, H, W, 3).
+    def class_grid(self, classes: int = 10, each: int = 10) -> np.ndarray:
+        """Evenly spaced images of each of the first classes, class after class: uint8 (N, H, W, 3).
 
-        Classes with fewer than `each` are passed over.
+        Classes with fewer than `each` images are skipped.
         """
         rows = [np.flatnonzero(self.labels == label) for label in range(len(self.classes))]
         enough = [own for own in rows if len(own) >= each][:classes]
@@ -285,3 +283,11 @@ class Images:
         stop = len(self) if stop is None else stop
         for first in range(start, stop, size):
             yield self[first : min(first + size, stop)]
+
+
+def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images uint8 (N, H, W, 3) in rows of `columns`, as one uint8 (rows·H, columns·W, 3)."""
+    rows = len(images) // columns
+    height, width = images.shape[1:3]
+    grid = images[: rows * columns].reshape(rows, columns, height, width, 3)
+    return grid.swapaxes(1, 2).reshape(rows * height, columns * width, 3)

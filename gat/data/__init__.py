@@ -1,0 +1,1 @@
+"""Images and their latents: reading, encoding, storing."""

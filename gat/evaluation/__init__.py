@@ -1,0 +1,1 @@
+"""Samples, their features, and metrics of them."""

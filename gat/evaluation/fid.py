@@ -1,0 +1,82 @@
+"""FID and the statistics of real images that it needs; the distance itself is clean-fid's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from cleanfid.fid import frechet_distance
+
+from gat.config import ParamsError
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of the real images' features.
+
+    Attributes:
+        mu, sigma: mean (d,) and covariance (d, d).
+        features: (n, d) of some of the images, for KID, precision and recall; None: only mu and sigma are known.
+        labels: (n,) classes of those, for the variance within classes; None: not known.
+    """
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    features: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+    @classmethod
+    def from_features(cls, features: np.ndarray) -> "Reference":
+        """Statistics of all the given features (N, d), which stay with them."""
+        return cls(np.mean(features, axis=0), np.cov(features, rowvar=False), features)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Reference":
+        """Read an `.npz` with `mu` and `sigma` and perhaps `features` and `labels`."""
+        with np.load(path, allow_pickle=False) as file:
+            return cls(file["mu"], file["sigma"], file.get("features"), file.get("labels"))
+
+    def save(self, path: str | Path) -> None:
+        """Write what `load` reads."""
+        arrays = {"mu": self.mu, "sigma": self.sigma, "features": self.features, "labels": self.labels}
+        np.savez(path, allow_pickle=False, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def evenly_spaced(count: int, keep: int) -> np.ndarray:
+    """Indices of `keep` evenly spaced items of `count`; sources are often sorted by class."""
+    return np.linspace(0, count - 1, min(keep, count)).round().astype(int)
+
+
+def read_reference(path: str | Path, extractor: str, width: int) -> tuple[Reference, np.ndarray | None]:
+    """An `.npz` with `mu` and `sigma`, such as ADM's, and the images uint8 (n, H, W, 3) that it may hold as `arr_0`.
+
+    Args:
+        path: the file.
+        extractor: name of the features it should be of.
+        width: their number.
+
+    Raises:
+        ParamsError: there is no `mu` or `sigma` in it, or they are of other features.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        if missing := {"mu", "sigma"} - set(file.files):
+            raise ParamsError(f"metrics.reference: {path} has no {', '.join(sorted(missing))}, only {file.files}")
+        reference, images = Reference(file["mu"], file["sigma"]), file["arr_0"] if "arr_0" in file.files else None
+    if len(reference.mu) != width:
+        raise ParamsError(
+            f"metrics.reference: {path} is about {len(reference.mu)} features, metrics.extractor {extractor} "
+            f"has {width}; ADM's go with inception"
+        )
+    return reference, images
+
+
+def fid(features: np.ndarray, reference: Reference) -> float:
+    """Fréchet distance of features (N, d) to the reference (FID); smaller is better."""
+    mu, sigma = np.mean(features, axis=0), np.cov(features, rowvar=False)
+    return float(frechet_distance(mu, sigma, reference.mu, reference.sigma))
+
+
+def fid_of_halves(features: np.ndarray, seed: int = 0) -> float:
+    """FID of a random half of features (N, d) against the other: what a perfect generator gets with as few samples."""
+    order = np.random.default_rng(seed).permutation(len(features))
+    first, second = np.array_split(features[order], 2)
+    return fid(first, Reference.from_features(second))

@@ -1,0 +1,110 @@
+"""Samples for evaluation: sample i depends on the seed and on i only."""
+
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL
+from torch import Tensor
+from tqdm import tqdm
+
+from gat.data.images import image_grid
+from gat.data.vae import decode
+from gat.evaluation.features import SampleFn
+from gat.gan.networks import Z_DIM, Generator
+from gat.seeds import generator_of
+
+_BLOCK = 1024  # samples whose noise is drawn together
+
+
+@lru_cache(maxsize=4)
+def _noise_block(seed: int, block: int) -> Tensor:
+    return torch.randn(_BLOCK, Z_DIM, generator=generator_of(seed, 3, block))
+
+
+def sample_inputs(seed: int, start: int, stop: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Noise z (n, 64) and labels (n,) of samples `start` to `stop`; the labels cycle through the classes."""
+    blocks = range(start // _BLOCK, (stop - 1) // _BLOCK + 1)
+    noise = torch.cat([_noise_block(seed, block) for block in blocks])
+    offset = blocks.start * _BLOCK
+    return noise[start - offset : stop - offset], torch.arange(start, stop) % classes
+
+
+class Sampler:
+    """Samples of a generator: `sampler(start, stop)` are samples `start` to `stop`, uint8 (n, H, W, 3).
+
+    Args:
+        generator, vae: on one device.
+        seed: of the noise.
+        truncation_psi, guidance_scale: as in `Generator.mapping`.
+        vae_batch: images that the VAE decodes at a time.
+
+    Attributes:
+        images_per_second: of this process, so far; 0 before the first.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        vae: AutoencoderKL,
+        seed: int,
+        truncation_psi: float = 0.0,
+        guidance_scale: float = 1.0,
+        vae_batch: int = 64,
+    ) -> None:
+        self.generator, self.vae, self.seed, self.vae_batch = generator, vae, seed, vae_batch
+        self._options = truncation_psi, guidance_scale
+        self._made, self._seconds = 0, 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        return self._made / self._seconds if self._made else 0.0
+
+    @torch.no_grad()
+    def _sample(self, z: Tensor, labels: Tensor) -> np.ndarray:
+        begin, device = time.perf_counter(), self.generator.w_avg.device
+        latents = self.generator(z.to(device), labels.to(device), *self._options)
+        images = decode(self.vae, latents, self.vae_batch).cpu().numpy()
+        self._made, self._seconds = self._made + len(images), self._seconds + time.perf_counter() - begin
+        return images
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        return self._sample(*sample_inputs(self.seed, start, stop, self.generator.config["classes"]))
+
+    def class_grid(self, classes: int = 10, each: int = 10) -> np.ndarray:
+        """The first samples of each of the first classes, one row of images a class: uint8 (H, W, 3)."""
+        count = self.generator.config["classes"]
+        rows = [
+            sample_inputs(self.seed, label + i * count, label + i * count + 1, count)
+            for label in range(min(classes, count))
+            for i in range(each)
+        ]
+        z, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        return image_grid(self._sample(z, labels), each)
+
+
+def save_npz(images: SampleFn, path: Path, count: int, batch_size: int) -> None:
+    """Samples 0 to count as an `.npz` like ADM's: `arr_0` uint8 (count, H, W, 3). All processes take part.
+
+    The array is written to a file next to `path`, which all processes must see; it is never in memory as a whole.
+    """
+    state = PartialState()
+    array = path.with_suffix(".unfinished.npy")
+    shape = (count, *images(0, 1).shape[1:])
+    if state.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(array, mode="w+", dtype=np.uint8, shape=shape).flush()
+    state.wait_for_everyone()
+    samples = np.lib.format.open_memmap(array, mode="r+")
+    starts = range(state.process_index * batch_size, count, state.num_processes * batch_size)
+    for start in tqdm(starts, desc=path.name, unit="batch", disable=not state.is_main_process, leave=False):
+        stop = min(start + batch_size, count)
+        samples[start:stop] = images(start, stop)
+    samples.flush()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        np.savez(path, np.load(array, mmap_mode="r"))
+        array.unlink()

@@ -1,0 +1,46 @@
+"""Checkpoints of a training: the folder holds only complete files, whenever the program is killed."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gat.files import atomic_write
+
+KEEP_LATEST = 2
+
+
+class Checkpoint(NamedTuple):
+    """State of a training after a number of steps, as named tensors, and the metrics logged until then."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    history: list[dict[str, Any]]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write `step-N.safetensors` and delete all but the latest two."""
+    metadata = {"step": str(checkpoint.step), "history": json.dumps(checkpoint.history)}
+    with atomic_write(folder / f"step-{checkpoint.step:08d}.safetensors") as path:
+        save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, path, metadata=metadata)
+    for old in sorted(folder.glob("step-*.safetensors"))[:-KEEP_LATEST]:
+        old.unlink()
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[Checkpoint | None, list[str]]:
+    """The latest readable checkpoint of a folder, or None, and a message for every broken file passed over."""
+    messages = []
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+        try:
+            with safe_open(path, "pt", device=str(device)) as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            messages.append(f"checkpoint {path} is broken ({error}) and passed over")
+            continue
+        return Checkpoint(int(metadata["step"]), tensors, json.loads(metadata["history"])), messages
+    return None, messages

@@ -1,0 +1,404 @@
+"""The training algorithm (paper, section 5 and appendix) on Accelerate: one step, and the loop over steps."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from gat.config import Compute, Loss, ParamsError, Train
+from gat.data.latents import Batch, TrainingBatches
+from gat.gan.augment import sample_augment_params
+from gat.gan.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from gat.gan.losses import Features, Perturbation, at_least_float32, discriminator_loss, generator_loss
+from gat.gan.networks import Z_DIM, Discriminator, Generator
+from gat.gan.optim import FusedStep, make_optimizer, width_aware_learning_rate
+from gat.gan.repa import Teacher
+from gat.seeds import generator_of
+
+LOG_EVERY = 20  # steps whose metrics are averaged
+GAP_SHARE = 0.1  # last part of a training over which the final gap is taken
+
+
+class RandomNumbers(NamedTuple):
+    """All random numbers of one step, of this process's samples."""
+
+    posterior: Tensor  # (B, C, H, W) standard normal
+    z: Tensor  # (B, 64) standard normal
+    perturb_d: tuple[Perturbation, Perturbation]  # of reals and of fakes, in the discriminator's step
+    perturb_g: tuple[Perturbation, Perturbation]  # of reals and of fakes, in the generator's step
+    eps: tuple[Tensor, Tensor]  # (B, C, H, W) and (K, B, C, H, W) standard normal, of aR1 and aR2
+
+
+@dataclass
+class MicroBatch:
+    """The samples of one forward, with their random numbers; see `RandomNumbers` and `Batch`."""
+
+    real: Tensor  # (b, C, H, W)
+    class_labels: Tensor
+    images: Tensor | None
+    z: Tensor
+    perturb_d: tuple[Perturbation, Perturbation]
+    perturb_g: tuple[Perturbation, Perturbation]
+    eps: tuple[Tensor, Tensor]
+    generated: tuple[Tensor, Tensor] | None = None  # level images and styles, with the generator's graph
+
+
+def sample_posterior(moments: Tensor, noise: Tensor) -> Tensor:
+    """Latents mean + std·ε (B, C, H, W) of posterior moments (B, 2C, H, W) and standard normal noise."""
+    mean, std = at_least_float32(moments).chunk(2, dim=1)
+    return mean + std * noise
+
+
+class Trainer:
+    """Both networks, their optimizers and the EMA generator; `step` trains them once.
+
+    Args:
+        accelerator: of Hugging Face Accelerate; it knows devices, processes and precision.
+        generator, discriminator: not trained yet, the same on all processes.
+        scaling_factor: that of the latents.
+        train, loss, compute: sections of params.yaml; the defaults are the paper's values.
+        seed: of all random numbers.
+        teacher: whose features the discriminator learns to predict (REPA); None: no REPA.
+        repa_weight: β of REPA.
+
+    Raises:
+        ParamsError: the batch does not divide among the processes and the micro-batches.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        generator: Generator,
+        discriminator: Discriminator,
+        scaling_factor: float,
+        train: Train = Train(),  # noqa: B008 (frozen)
+        loss: Loss = Loss(),  # noqa: B008
+        compute: Compute = Compute(),  # noqa: B008
+        seed: int = 0,
+        teacher: Teacher | None = None,
+        repa_weight: float = 1.0,
+    ) -> None:
+        processes = accelerator.num_processes
+        self.local_batch_size = train.batch_size // processes
+        self.micro_batch = min(compute.micro_batch or self.local_batch_size, self.local_batch_size)
+        if train.batch_size % processes or self.local_batch_size % self.micro_batch:
+            raise ParamsError(
+                f"train.batch_size: {train.batch_size} does not divide into {processes} processes "
+                f"of micro-batches of {self.micro_batch} (compute.micro_batch)"
+            )
+        self.accelerator, self.scaling_factor, self.seed = accelerator, scaling_factor, seed
+        self.train, self.loss, self.compute = train, loss, compute
+        self.teacher, self.repa_weight = teacher, repa_weight
+        self.ema = copy.deepcopy(generator).to(accelerator.device).eval().requires_grad_(False)
+        self._update_average = get_ema_multi_avg_fn(train.ema_decay)
+        classes, width = generator.w_avg.shape
+        self._style_sums = generator.w_avg.new_zeros(classes, width + 1, device=accelerator.device)  # and counts
+        optimizers = [
+            make_optimizer(network, width_aware_learning_rate(train, network.config["width"]), train)
+            for network in (generator, discriminator)
+        ]
+        # As Accelerate wraps them, for gradients to be exchanged; and the networks themselves.
+        self.wrapped_generator, self.wrapped_discriminator, self.optimizer_g, self.optimizer_d = accelerator.prepare(
+            generator, discriminator, *optimizers
+        )
+        self.generator: Generator = accelerator.unwrap_model(self.wrapped_generator)
+        self.discriminator: Discriminator = accelerator.unwrap_model(self.wrapped_discriminator)
+        self._discriminator_loss, self._generator_loss = discriminator_loss, generator_loss
+        self._fused_step: FusedStep | None = None
+        self.steps_done = 0
+
+    def compile(self) -> None:
+        """Compile the generator, and each loss together with the discriminator; on a CPU the update, too."""
+        self.generator.compile()
+        self._discriminator_loss = torch.compile(discriminator_loss)
+        self._generator_loss = torch.compile(generator_loss)
+        if self.train.betas[0] == 0 and self.accelerator.device.type == "cpu":  # on a GPU, AdamW is one pass already
+            self._fused_step = FusedStep(self.train.max_grad_norm)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Train the discriminator, then the generator, on this process's share of one batch, on its device.
+
+        Returns:
+            Scalars on the device, of this process's samples: `loss_d`, `loss_g`, `gap`, `r1`, `r2`, with a teacher
+            `repa`, and the norms `grad_d`, `grad_g` of the whole gradients before clipping.
+        """
+        micro_batches = self._split(batch, self.sample_random_numbers(self.steps_done))
+        metrics = self._discriminator_step(micro_batches)
+        metrics |= self._generator_step(micro_batches)
+        self._update_w_avg()
+        self._update_ema()
+        self.steps_done += 1
+        return metrics
+
+    def _discriminator_step(self, micro_batches: list[MicroBatch]) -> dict[str, Tensor]:
+        metrics: dict[str, Tensor] = {}
+        for micro in micro_batches:
+            # A single micro-batch keeps its graph, so that one forward of the generator serves both steps.
+            with torch.set_grad_enabled(len(micro_batches) == 1):
+                fake, w = self._generate(micro)
+            micro.generated = (fake, w) if len(micro_batches) == 1 else None
+            with self._gradient_exchange(self.wrapped_discriminator, micro is micro_batches[-1]):
+                loss, terms = self._discriminator_loss(
+                    self.wrapped_discriminator,
+                    micro.real,
+                    fake.detach(),
+                    micro.class_labels,
+                    micro.perturb_d,
+                    micro.eps,
+                    self.loss,
+                    self._teacher_features(micro),
+                    self.repa_weight,
+                )
+                self.accelerator.backward(loss / len(micro_batches))
+            for name, value in terms.items():
+                metrics[name] = metrics.get(name, 0) + value / len(micro_batches)
+        metrics["grad_d"] = self._optimizer_step(self.wrapped_discriminator, self.optimizer_d)
+        return metrics
+
+    def _generator_step(self, micro_batches: list[MicroBatch]) -> dict[str, Tensor]:
+        loss_g = torch.zeros((), device=self.accelerator.device)
+        with _frozen(self.discriminator):
+            for micro in micro_batches:
+                with self._gradient_exchange(self.wrapped_generator, micro is micro_batches[-1]):
+                    fake, w = micro.generated or self._generate(micro)
+                    with torch.no_grad(), self.accelerator.autocast():
+                        class_embeddings = self.discriminator.y_embedder(micro.class_labels)
+                    loss = self._generator_loss(
+                        self.discriminator, micro.real, fake, class_embeddings, micro.perturb_g, self.loss
+                    )
+                    self.accelerator.backward(loss / len(micro_batches))
+                loss_g = loss_g + loss.detach() / len(micro_batches)
+                self._collect_styles(w.detach(), micro.class_labels)
+        grad_g = self._optimizer_step(self.wrapped_generator, self.optimizer_g)
+        return {"loss_g": loss_g, "grad_g": grad_g}
+
+    def _generate(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Level images (K, b, C, H, W) and styles (b, width)."""
+        return self.wrapped_generator(micro.z, micro.class_labels, return_levels=True, return_style=True)
+
+    def _teacher_features(self, micro: MicroBatch) -> Features | None:
+        if self.teacher is None or micro.images is None:
+            return None
+        return self.teacher(micro.images, micro.perturb_d[0].augment, micro.real.shape[-1])
+
+    def _optimizer_step(self, network: nn.Module, optimizer: Any) -> Tensor:
+        """Clip the gradients, step, and return their norm before clipping."""
+        if self._fused_step is not None and optimizer.state:
+            norm = self._fused_step(optimizer)
+        else:
+            norm = self.accelerator.clip_grad_norm_(network.parameters(), self.train.max_grad_norm)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _gradient_exchange(self, network: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Processes exchange gradients in the backward of the last micro-batch only."""
+        return nullcontext() if last else self.accelerator.no_sync(network)
+
+    def _collect_styles(self, w: Tensor, class_labels: Tensor) -> None:
+        """Add styles and counts to those of their class."""
+        rows = torch.cat([w.to(self._style_sums.dtype), self._style_sums.new_ones(len(w), 1)], dim=1)
+        self._style_sums.index_add_(0, class_labels, rows)
+
+    def _update_w_avg(self) -> None:
+        sums = self.accelerator.reduce(self._style_sums, reduction="sum")
+        self.generator.update_w_avg(sums[:, :-1], sums[:, -1])
+        self._style_sums.zero_()
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        self._update_average(list(self.ema.parameters()), list(self.generator.parameters()), 1)
+        self.ema.w_avg.copy_(self.generator.w_avg)
+
+    def sample_random_numbers(self, step: int) -> RandomNumbers:
+        """The random numbers of a step. Every process draws those of the whole batch and keeps its own samples'."""
+        device, batch_size = self.accelerator.device, self.train.batch_size
+        rng = generator_of(self.seed, 2, step, device=device)
+        config = self.generator.config
+        levels, size = config["levels"], config["latent_size"]
+        shape = (config["channels"], size, size)
+        start = self.accelerator.process_index * self.local_batch_size
+        local = slice(start, start + self.local_batch_size)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=rng, device=device)
+
+        def perturbation() -> Perturbation:
+            augment = sample_augment_params(batch_size, size, self.loss.augment, rng)
+            return Perturbation(augment, normal(levels, batch_size, *shape)).select(local)
+
+        return RandomNumbers(
+            posterior=normal(batch_size, *shape)[local],
+            z=normal(batch_size, Z_DIM)[local],
+            perturb_d=(perturbation(), perturbation()),
+            perturb_g=(perturbation(), perturbation()),
+            eps=(normal(batch_size, *shape)[local], normal(levels, batch_size, *shape)[:, local]),
+        )
+
+    def _split(self, batch: Batch, numbers: RandomNumbers) -> list[MicroBatch]:
+        real = sample_posterior(batch.moments, numbers.posterior) * self.scaling_factor
+        parts = [slice(i, i + self.micro_batch) for i in range(0, self.local_batch_size, self.micro_batch)]
+        return [
+            MicroBatch(
+                real=real[part],
+                class_labels=batch.labels[part],
+                images=None if batch.images is None else batch.images[part],
+                z=numbers.z[part],
+                perturb_d=(numbers.perturb_d[0].select(part), numbers.perturb_d[1].select(part)),
+                perturb_g=(numbers.perturb_g[0].select(part), numbers.perturb_g[1].select(part)),
+                eps=(numbers.eps[0][part], numbers.eps[1][:, part]),
+            )
+            for part in parts
+        ]
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that training carries from one step to the next, as named tensors."""
+        tensors: dict[str, Tensor] = {}
+        for prefix, network in self._networks():
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
+        for prefix, optimizer in self._optimizers():
+            for index, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"{prefix}.{index}.{name}": tensor for name, tensor in values.items()}
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor], steps_done: int) -> None:
+        """Take over `state()` of a trainer of the same sizes after `steps_done` steps."""
+
+        def section(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix + "."): v for k, v in tensors.items() if k.startswith(prefix + ".")}
+
+        for prefix, network in self._networks():
+            network.load_state_dict(section(prefix))
+        for prefix, optimizer in self._optimizers():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in section(prefix).items():
+                index, name = key.split(".")
+                state.setdefault(int(index), {})[name] = tensor
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self.steps_done = steps_done
+
+    def _networks(self) -> Iterator[tuple[str, nn.Module]]:
+        yield from (("generator", self.generator), ("discriminator", self.discriminator), ("ema", self.ema))
+
+    def _optimizers(self) -> Iterator[tuple[str, Any]]:
+        yield from (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d))
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
+
+
+Metrics = dict[str, float]
+
+
+class _Log:
+    """The metrics of a training: rows with `step` and either mean losses over some steps, or `fid`."""
+
+    def __init__(self, accelerator: Accelerator, log_fn: Callable[[Metrics], None] | None) -> None:
+        self.rows: list[Metrics] = []
+        self._latest: Metrics = {}
+        self._log_fn = log_fn if accelerator.is_main_process else None
+        self._accelerator, self._window = accelerator, list[dict[str, Tensor]]()
+
+    def add(self, row: Metrics) -> None:
+        self.rows.append(row)
+        self._latest |= row
+        if self._log_fn is not None:
+            self._log_fn(row)
+
+    def collect(self, metrics: dict[str, Tensor]) -> None:
+        self._window.append(metrics)
+
+    def add_means(self, step: int) -> None:
+        """A row of the means since the last one, over steps and processes."""
+        names = list(self._window[0])
+        means = torch.stack([torch.stack([row[name] for row in self._window]).mean() for name in names])
+        values = self._accelerator.reduce(means, reduction="mean").tolist()
+        self.add({"step": step} | dict(zip(names, values, strict=True)))
+        self._window = []
+
+    def postfix(self) -> dict[str, str]:
+        """The latest values, for a progress bar."""
+        shown = ("loss_d", "loss_g", "gap", "fid")
+        return {name: f"{self._latest[name]:.2f}" for name in shown if name in self._latest}
+
+
+def fit(
+    trainer: Trainer,
+    batches: TrainingBatches,
+    checkpoints: Path | None = None,
+    evaluate: Callable[[Generator], float] | None = None,
+    log_fn: Callable[[Metrics], None] | None = None,
+) -> list[Metrics]:
+    """Train for `train.steps` steps, from the latest readable checkpoint if there is one.
+
+    Args:
+        trainer: not trained yet.
+        batches: this process's share of the data.
+        checkpoints: folder to save to and to resume from; None: neither.
+        evaluate: function of the EMA generator to its FID, called on all processes every `train.eval_every` steps.
+        log_fn: called with each row of metrics, on rank 0; after resuming, the restored rows are replayed first.
+
+    Returns:
+        All rows: `step` and either the mean losses since the row before (`Trainer.step`), over all processes, or `fid`.
+    """
+    accelerator, steps = trainer.accelerator, trainer.train.steps
+    log = _Log(accelerator, log_fn)
+    if checkpoints is not None:
+        for row in _resume(trainer, checkpoints):
+            log.add(row)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(trainer.steps_done, steps),
+        num_workers=trainer.compute.workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    hidden, start = not accelerator.is_main_process, trainer.steps_done
+    bar = tqdm(loader, "train", steps, initial=start, unit="step", disable=hidden, mininterval=1)
+    for batch in bar:
+        log.collect(trainer.step(send_to_device(batch, accelerator.device, non_blocking=True)))
+        step = trainer.steps_done
+        saving = checkpoints is not None and (step % trainer.compute.save_every == 0 or step == steps)
+        if step % LOG_EVERY == 0 or step == steps or saving:  # a checkpoint holds no unfinished row
+            log.add_means(step)
+            bar.set_postfix(log.postfix(), refresh=False)
+        if evaluate is not None and (step % trainer.train.eval_every == 0 or step == steps):
+            log.add({"step": step, "fid": evaluate(trainer.ema)})
+        if saving and checkpoints is not None:
+            if accelerator.is_main_process:
+                save_checkpoint(checkpoints, Checkpoint(step, trainer.state(), log.rows))
+            accelerator.wait_for_everyone()
+    return log.rows
+
+
+def _resume(trainer: Trainer, folder: Path) -> list[Metrics]:
+    """Load the latest readable checkpoint into the trainer; returns the metrics logged before it."""
+    checkpoint, messages = load_checkpoint(folder, trainer.accelerator.device)
+    if checkpoint is not None:
+        trainer.load_state(checkpoint.tensors, checkpoint.step)
+        messages.append(f"resuming at step {checkpoint.step} from {folder}")
+    if messages:
+        trainer.accelerator.print(*messages, sep="\n")
+    return [] if checkpoint is None else checkpoint.history
+
+
+def final_gap(history: list[Metrics], steps: int) -> float:
+    """Mean of D(real) − D(fake) over the last tenth of a training; near 0 the discriminator tells nothing apart."""
+    gaps = [row["gap"] for row in history if "gap" in row and row["step"] > (1 - GAP_SHARE) * steps]
+    return sum(gaps) / len(gaps)

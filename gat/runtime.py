@@ -1,0 +1,60 @@
+"""The machine: devices, processes and threads."""
+
+import contextlib
+import ctypes
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+
+from gat.config import Compute
+from gat.files import replace
+
+PROCESS_GROUP_TIMEOUT = timedelta(days=1)  # the others may wait for one that fetches ImageNet
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
+
+
+def cores() -> int:
+    """Cores that this process may use; of several processes on one machine, each its share."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def make_accelerator(compute: Compute = Compute()) -> Accelerator:  # noqa: B008 (frozen)
+    """Accelerate as the machine's own configuration has it: with TF32 on a GPU, on a CPU with `compute.threads`.
+
+    Where that is null a process takes its share of the cores (`accelerate launch` gives it one).
+    """
+    torch.set_float32_matmul_precision("high")
+    torch.set_num_threads(compute.threads or cores())
+    if not torch.cuda.is_available():
+        keep_memory()
+    handlers = [
+        DistributedDataParallelKwargs(broadcast_buffers=False),
+        InitProcessGroupKwargs(timeout=PROCESS_GROUP_TIMEOUT),
+    ]
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
+
+
+def keep_memory() -> None:
+    """Have glibc keep memory that the system has given it.
+
+    Asking again for every large tensor costs up to a quarter of a training step on a CPU.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Put a complete folder in the place of `target`, once all processes have finished with it."""
+    state = PartialState()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        replace(folder, target)
+    state.wait_for_everyone()

@@ -1,0 +1,71 @@
+"""Run one stage of dvc.yaml: python -m stages NAME [RUN SEED].
+
+All of params.yaml is checked before the stage's module, and with it torch, is imported: a wrong value ends the program
+with one line within a second. Stages that several processes share are started again under `accelerate launch` where
+Accelerate is configured or there are several GPUs, or under the command in `GAT_LAUNCH`; so the commands in dvc.yaml
+are the same on every machine.
+"""
+
+import importlib
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from gat.config import ParamsError, load_params
+from stages.parents import SLOT, end_with_parent
+
+ON_ONE_PROCESS = ("extractor", "vae", "report")
+ON_ALL_PROCESSES = ("images", "reference", "latents", "floors", "train", "evaluate")
+LAUNCHED = "GAT_LAUNCHED"  # set for the processes of a stage that was started again
+
+
+def main() -> None:
+    """Command line."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in ON_ONE_PROCESS + ON_ALL_PROCESSES:
+        sys.exit(f"python -m stages NAME [RUN SEED], with NAME one of {', '.join(ON_ALL_PROCESSES + ON_ONE_PROCESS)}")
+    try:
+        params = load_params()
+        if SLOT in os.environ:
+            end_with_parent()
+        if name in ON_ALL_PROCESSES and should_relaunch():
+            relaunch()
+        del sys.argv[1]
+        importlib.import_module(f"stages.{name}").main(params)
+    except ParamsError as error:
+        sys.exit(f"params.yaml: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; run it again to resume from what it saved", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
+
+
+def should_relaunch() -> bool:
+    """Whether there is more than one process to run on, and this is not one of them."""
+    if "LOCAL_RANK" in os.environ or LAUNCHED in os.environ:
+        return False
+    if "GAT_LAUNCH" in os.environ:
+        return True
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+
+    return Path(default_config_file).exists() or torch.cuda.device_count() > 1
+
+
+def relaunch() -> None:
+    """Replace this process by the launcher of all of them."""
+    os.environ[LAUNCHED] = "1"
+    if launcher := os.environ.get("GAT_LAUNCH"):
+        command = shlex.split(launcher)
+    else:
+        command = ["accelerate", "launch"]
+        if SLOT in os.environ:
+            command += ["--main_process_port", "0"]  # a free one, since slots share the machine
+        if precision := os.environ.get("ACCELERATE_MIXED_PRECISION"):  # `accelerate launch` would overwrite it
+            command += ["--mixed_precision", precision]
+    os.execvp(command[0], [*command, "-m", "stages", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()
