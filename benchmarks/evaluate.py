@@ -21,10 +21,10 @@ from PIL import Image
 from gat.data.vae import load_vae
 from gat.evaluation.extractor import Extractor
 from gat.evaluation.features import compute_features
-from gat.evaluation.metrics import Reference, fid
+from gat.evaluation.fid import Reference, fid
 from gat.evaluation.sampling import Sampler
 from gat.pipeline import GATPipeline
-from stages import make_accelerator
+from gat.runtime import make_accelerator
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from gat.data.images import Images, load_source, write_images
 from gat.data.latents import write_latents
 from gat.data.vae import encode, load_vae
-from stages import make_accelerator
+from gat.runtime import make_accelerator
 
 
 def main() -> None:

@@ -14,13 +14,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
+from gat.config import Loss, Train
 from gat.data.latents import Batch
-from gat.gan.augment import Augment
-from gat.gan.losses import Objective
 from gat.gan.networks import SIZES, Discriminator, Generator
-from gat.gan.noise import noise_levels
-from gat.gan.training import Recipe, Trainer
-from stages import make_accelerator
+from gat.gan.training import Trainer
+from gat.runtime import make_accelerator
 
 WARMUP = 3  # steps, in which torch.compile compiles
 STEPS_A_PRODUCT = 4  # between two matrix products, which leave the caches cold
@@ -52,9 +50,8 @@ def measure(
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
     torch.manual_seed(0)
     generator, discriminator = Generator(**config), Discriminator(**config)
-    objective = Objective(tuple(noise_levels(4)), Augment(), 0.1)
-    recipe = Recipe(objective, batch, learning_rate_g=1e-4, learning_rate_d=1e-4)
-    trainer = Trainer(accelerator, generator, discriminator, recipe, scaling_factor=1.0)
+    train = Train(batch_size=batch, learning_rate=1e-4)
+    trainer = Trainer(accelerator, generator, discriminator, 1.0, train, Loss(scale_gamma_by_pixels=False))
     side = config["latent_size"]
     data = Batch(torch.rand(batch, 8, side, side, device=device), torch.arange(batch, device=device) % classes)
     with FlopCounterMode(display=False) as counter:  # it sees nothing of what is compiled

@@ -95,7 +95,7 @@ class Classifier(_Section):
 
 
 class Metrics(_Section):
-    """How samples are judged."""
+    """How samples are evaluated."""
 
     extractor: Literal["classifier", "inception"]
     mode: Literal["clean", "legacy_tensorflow"]
@@ -105,7 +105,7 @@ class Metrics(_Section):
 
 
 class Evaluate(_Section):
-    """Which samples are judged at the end."""
+    """Which samples are evaluated at the end."""
 
     samples: Annotated[int, Field(ge=100)]
     batch_size: PositiveInt

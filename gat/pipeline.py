@@ -1,6 +1,7 @@
 """A trained model as a diffusers pipeline: class labels in, images out, in one step."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,12 +36,12 @@ class GATPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple:
+    ) -> ImagePipelineOutput | tuple[Any, ...]:
         """One image for each label.
 
         Args:
             class_labels: integers from 0 to the number of classes − 1.
-            truncation_psi: 0 (off) to 1, towards the mean style of the class: less variety, fewer failures.
+            truncation_psi: 0 (off; in StyleGAN 1) to 1, towards its class's mean style: less variety, fewer failures.
             guidance_scale: above 1, away from the mean style of all classes.
             generator: random state, or one for each label.
             output_type: `pil`, `np` (float (B, H, W, 3) in [0, 1]) or `latent` ((B, C, h, w), scaled).
@@ -58,7 +59,7 @@ class GATPipeline(DiffusionPipeline):
         labels = torch.tensor(list(class_labels), device=device)
         z = randn_tensor((len(labels), Z_DIM), generator=generator, device=device, dtype=self.generator.dtype)
         latents = self.generator(z, labels, truncation_psi, guidance_scale)
-        images: np.ndarray | list | torch.Tensor = latents
+        images: np.ndarray | list[Any] | torch.Tensor = latents
         if output_type != "latent":
             images = decode(self.vae, latents).cpu().numpy() / 255.0
             images = self.numpy_to_pil(images) if output_type == "pil" else images

@@ -196,11 +196,7 @@ def draw_scaling(
     (by_size, by_patch), (by_generator, by_training) = figure.subplots(2, 2)
     finest = study.patch.min()
     sizes = study[study.patch == finest].run.unique()
-    ramp = matplotlib.colors.LinearSegmentedColormap.from_list("sizes", list(colors)) if len(colors) > 1 else None
-    shade = {
-        run: matplotlib.colors.to_hex(ramp(i / max(1, len(sizes) - 1))) if ramp else colors[0]
-        for i, run in enumerate(sizes)
-    }
+    shade = _shades(sizes, colors)
     _draw_curves(by_size, curves, shade)
     _draw_curves(by_size, curves, {MODEL: highlight}, style="--")
     _label(by_size, "(a) FID by size", "training step", "FID")
@@ -231,6 +227,14 @@ def draw_scaling(
         axes.legend(frameon=False, fontsize=8.5, loc="best")
         _label(axes, title, label, "final FID")
     return figure
+
+
+def _shades(sizes: Sequence[str], colors: Sequence[str]) -> dict[str, str]:
+    """A colour for each size, interpolated between the given ones."""
+    if len(colors) == 1:
+        return dict.fromkeys(sizes, colors[0])
+    ramp = matplotlib.colors.LinearSegmentedColormap.from_list("sizes", list(colors))
+    return {run: matplotlib.colors.to_hex(ramp(i / max(1, len(sizes) - 1))) for i, run in enumerate(sizes)}
 
 
 def _draw_law(axes: Axes, points: Points, factor: float, shade: Mapping[str, str], resamplings: int) -> None:

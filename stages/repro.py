@@ -4,7 +4,7 @@ python -m stages.repro [--jobs N]
 
 Each slot runs one training at a time and its evaluation, as `dvc repro` would; GPUs are dealt out to the slots. A plain
 `dvc repro` at the end draws the report. The numbers are those of `dvc repro` alone. Stopped at any moment, by Ctrl-C or
-kill, it takes everything it started along, and started again it goes on.
+kill, it stops everything that it started; run again, it resumes.
 """
 
 import argparse
@@ -228,7 +228,7 @@ def main() -> None:
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)
     except KeyboardInterrupt:
-        print("\nstopped; run it again and it goes on from what it saved", file=sys.stderr)
+        print("\nstopped; run it again to resume from what it saved", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 

@@ -9,7 +9,7 @@ import shutil
 
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from dvclive import Live
+from dvclive.live import Live
 
 from gat.config import Params, Training
 from gat.data.images import Images

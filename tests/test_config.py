@@ -14,7 +14,7 @@ WRONG = [
     (("model", "width", 50), "model.width: 50 is not allowed; allowed: multiples of 4"),
     (("model", "wdth", 3), "model.wdth: unknown key"),
     (("model", "width", "wide"), "model.width: 'wide' is not allowed; input should be a valid integer"),
-    (("model", "depth", 6), "model.depth: 6 is not allowed; allowed: multiples of loss.levels.count (4)"),
+    (("model", "depth", 4), "model.depth: 4 is not allowed; allowed: multiples of loss.levels.count (3)"),
     (("model", "patch", 3), "model.patch: 3 is not allowed; allowed: divisors of 8, the latents' side"),
     (("study.S-2", "heads", 5), "study.S-2.width: 12 is not allowed; allowed: multiples of study.S-2.heads (5)"),
     (("study.S-2", "heads", 2), "study.S-2.heads: 2 is not allowed; allowed: such that width/heads is a multiple of 4"),
@@ -188,11 +188,11 @@ def test_any_width_divisible_by_four_has_valid_auto_heads():
 
 def test_discriminator_defaults_to_the_generators_size_and_can_differ(tmp_path):
     params = changed("model", "width", 32)
-    params["model"] = {"width": 32, "depth": 4, "heads": 2, "patch": 2, "discriminator": {"width": 64}, "seed": 0}
-    params["study"]["L-2"] = {"width": 40, "depth": 4, "heads": 2, "patch": 2}
+    params["model"] = {"width": 32, "depth": 3, "heads": 2, "patch": 2, "discriminator": {"width": 64}, "seed": 0}
+    params["study"]["L-2"] = {"width": 40, "depth": 3, "heads": 2, "patch": 2}
     loaded = load_params(write(tmp_path, params))
-    assert loaded.settings("model").run.discriminator_network == Network(width=64, depth=4, heads="auto", patch=2)
-    assert loaded.settings("L-2").run.discriminator_network == Network(width=40, depth=4, heads=2, patch=2)
+    assert loaded.settings("model").run.discriminator_network == Network(width=64, depth=3, heads="auto", patch=2)
+    assert loaded.settings("L-2").run.discriminator_network == Network(width=40, depth=3, heads=2, patch=2)
 
 
 def test_study_entry_overrides_training_and_loss(tmp_path):

@@ -190,19 +190,12 @@ def write_images(
     schema = pa.schema([("image", pa.large_binary()), ("label", pa.int64())])
 
     def write(path: Path, rows: range, advance: Advance) -> None:
-        skipped = []
+        skipped: list[str] = []
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for start in range(rows.start, rows.stop, _CHUNK):
                 part = data[start : min(start + _CHUNK, rows.stop)]
                 encoded = list(pool.map(lambda cell: _crop_and_encode(cell, size, encoding), part["image"]))
-                for i, image in enumerate(encoded):
-                    if isinstance(image, Exception):
-                        name = _name(part["image"][i], start + i)
-                        if on_error == "stop":
-                            raise BrokenImageError(
-                                f"data.on_error: {name} cannot be read ({image}); skip leaves such images out"
-                            )
-                        skipped.append(f"{name}: {image}")
+                skipped += _failures(part["image"], encoded, start, on_error)
                 kept = [i for i, image in enumerate(encoded) if isinstance(image, bytes)]
                 columns = [[encoded[i] for i in kept], [part["label"][i] for i in kept]]
                 arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
@@ -213,17 +206,34 @@ def write_images(
 
     with ThreadPoolExecutor(cores()) as pool:
         write_shards(folder, "images", "arrow", len(data), write, shard, progress)
-    state, path = PartialState(), folder / "images.json"
-    if state.is_main_process and not path.exists():
-        lists = sorted(folder.glob("skipped-*.json"))
+    if PartialState().is_main_process:
+        _write_info(folder, size, data.features["label"].names)
+    PartialState().wait_for_everyone()
+    return json.loads((folder / "images.json").read_text())["skipped"]
+
+
+def _failures(cells: list[dict[str, Any]], encoded: list[bytes | Exception], start: int, on_error: str) -> list[str]:
+    """Lines of name and reason of the images that could not be encoded; `start` is the row of the first one."""
+    lines = []
+    for row, (cell, image) in enumerate(zip(cells, encoded, strict=True), start):
+        if isinstance(image, Exception):
+            if on_error == "stop":
+                raise BrokenImageError(
+                    f"data.on_error: {_name(cell, row)} cannot be read ({image}); skip leaves such images out"
+                )
+            lines.append(f"{_name(cell, row)}: {image}")
+    return lines
+
+
+def _write_info(folder: Path, size: int, classes: list[str]) -> None:
+    """Write `images.json`, unless it is there, and remove the lists of skipped images that it contains."""
+    path, lists = folder / "images.json", sorted(folder.glob("skipped-*.json"))
+    if not path.exists():
         skipped = list(itertools.chain.from_iterable(json.loads(part.read_text()) for part in lists))
-        info = {"size": size, "classes": data.features["label"].names, "skipped": skipped}
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(info, indent=1) + "\n")
-        for part in lists:
-            part.unlink()
-    state.wait_for_everyone()
-    return json.loads(path.read_text())["skipped"]
+            temporary.write_text(json.dumps({"size": size, "classes": classes, "skipped": skipped}, indent=1) + "\n")
+    for part in lists:
+        part.unlink()
 
 
 def _name(cell: dict[str, Any], row: int) -> str:

@@ -23,7 +23,7 @@ from gat.data.shards import SHARD, Advance, write_shards
 from gat.files import atomic_write
 from gat.seeds import seed_of
 
-Encoder = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # see gat.vae.encode
+Encoder = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # see gat.data.vae.encode
 
 
 class _ImageBatches(Dataset[np.ndarray]):

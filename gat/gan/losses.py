@@ -80,10 +80,7 @@ def discriminator_loss(
         D(real) − D(fake)), `r1`, `r2`, `repa`.
     """
     gamma = loss.gamma_at(real.shape[-1])
-    inputs = [
-        augment_and_noise(real[None], perturbations[0], loss),
-        augment_and_noise(fake, perturbations[1], loss),
-    ]
+    inputs = [augment_and_noise(real[None], perturbations[0], loss), augment_and_noise(fake, perturbations[1], loss)]
     if gamma > 0:
         inputs += [
             augment_and_noise((real + EPS_SIGMA * eps[0])[None], perturbations[0], loss, reference=real),

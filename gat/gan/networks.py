@@ -142,7 +142,7 @@ def initialize_weights(network: nn.Module, style_gain: float = 0.1) -> None:
             nn.init.normal_(module.weight, std=0.02)
 
 
-# Generator (section 3.1)
+# Generator
 
 
 class LabelEmbedder(nn.Module):
@@ -306,7 +306,7 @@ class Generator(ModelMixin, ConfigMixin):
         self.w_avg.lerp_(mean.to(self.w_avg.dtype), weight.to(self.w_avg.dtype))
 
 
-# Discriminator (section 3.2): a projection discriminator
+# Discriminator: a projection discriminator
 
 
 class PatchEmbed(nn.Module):
