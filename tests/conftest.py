@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def accelerator() -> Accelerator:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return Accelerator(cpu=True)
 
 

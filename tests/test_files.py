@@ -1,0 +1,74 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from gat.files import atomic_write
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_file_is_replaced_when_complete_and_kept_after_an_error(tmp_path):
+    target = tmp_path / "deep/er/metrics.json"
+    with atomic_write(target) as temporary:
+        temporary.write_text("new")
+        assert not target.exists()
+    with pytest.raises(KeyboardInterrupt), atomic_write(target) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == {"deep/er/metrics.json": "new"}
+
+
+def test_folder_is_replaced_as_a_whole(tmp_path):
+    target = tmp_path / "pipeline"
+    for names in (("a", "b"), ("b", "c")):
+        with atomic_write(target) as temporary:
+            temporary.mkdir()
+            for name in names:
+                (temporary / name).write_text(name + names[0])
+    assert contents(tmp_path) == {"pipeline/b": "bb", "pipeline/c": "cb"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_what_a_link_leads_to_is_never_written(tmp_path, link):
+    """DVC's cache: outs may be hard or symbolic links to its files."""
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    cache.write_text("cached")
+    cache.chmod(0o444)
+    link(cache, out)
+    with atomic_write(out) as temporary:
+        temporary.write_text("new")
+    assert (cache.read_text(), out.read_text(), out.is_symlink()) == ("cached", "new", False)
+
+
+def test_folder_of_links_and_a_linked_folder_are_replaced_not_written(tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "weights").write_text("cached")
+    (tmp_path / "of-links").mkdir()
+    os.link(cache / "weights", tmp_path / "of-links/weights")
+    (tmp_path / "linked").symlink_to(cache)
+    for name in ("of-links", "linked"):
+        with atomic_write(tmp_path / name) as temporary:
+            temporary.mkdir()
+            (temporary / "weights").write_text("new")
+    assert contents(tmp_path) == {"cache/weights": "cached", "of-links/weights": "new", "linked/weights": "new"}
+
+
+def test_rest_of_a_killed_write_is_no_hindrance(tmp_path):
+    """As a kill leaves it: the temporary file, and the old folder that was just moved aside."""
+    target = tmp_path / "vae"
+    with atomic_write(target) as temporary:
+        temporary.mkdir()
+        (temporary / "half").write_text("half")
+        unfinished = temporary.name
+    target.rename(tmp_path / unfinished)
+    (tmp_path / ".vae.old").mkdir()
+    with atomic_write(target) as temporary:
+        temporary.mkdir()
+        (temporary / "whole").write_text("whole")
+    (tmp_path / ".vae.old").rmdir()
+    assert contents(tmp_path) == {"vae/whole": "whole"}
