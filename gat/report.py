@@ -322,7 +322,7 @@ def markdown_table(table: pd.DataFrame) -> str:
             "patch": size.patch,
             "params (M)": f"{size.params / 1e6:.3f}",
             "GFLOPs": f"{2 * size.gmacs:.3g}",
-            "training GMACs": f"{size.train_gflops:.3g}" if pd.notna(size.train_gflops) else "",
+            "training GMACs": f"{size.train_gflops:.4g}" if pd.notna(size.train_gflops) else "",
             "seeds": len(own),
         }
         for column, (name, digits) in measures.items():

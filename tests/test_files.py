@@ -15,7 +15,7 @@ def test_file_is_replaced_when_complete_and_kept_after_an_error(tmp_path):
     with atomic_write(target) as temporary:
         temporary.write_text("new")
         assert not target.exists()
-    with pytest.raises(KeyboardInterrupt), atomic_write(target) as temporary:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), atomic_write(target) as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert contents(tmp_path) == {"deep/er/metrics.json": "new"}
