@@ -24,7 +24,6 @@ from pydantic import (
 )
 
 HEAD_SIZE = 64  # that `heads: auto` aims at
-BASE_LATENT_SIZE = 32  # side of the latents for which the paper gives γ
 MODEL = "model"  # the model under test
 
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
@@ -217,14 +216,6 @@ class Loss(_Section):
     gamma: NonNegativeFloat = 0.1
     scale_gamma_by_pixels: bool = True
     cmap_dim: PositiveInt = 2048
-
-    def gamma_at(self, latent_size: int) -> float:
-        """γ of aR1 and aR2 for latents of a side: `gamma` holds at 32, and grows with the number of pixels.
-
-        The penalties square a slope along a step of the same size in every pixel: the fewer pixels, the more of the
-        image each of them determines, and the larger the slope. StyleGAN2-ADA has the same rule.
-        """
-        return self.gamma * (latent_size / BASE_LATENT_SIZE) ** 2 if self.scale_gamma_by_pixels else self.gamma
 
 
 class Repa(_Section):

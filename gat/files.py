@@ -15,16 +15,21 @@ def _remove(path: Path) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Put a file or folder in the place of another one, if any, which is first moved aside and then deleted.
+    """Put a file or folder in the place of another one, if any, which is deleted.
 
-    What `target` was is never written to: it may be a link into a cache.
+    The old one is never written to, since it may be a link into a cache. An old folder is first moved aside, to
+    `.NAME.old`, and moved back after an error.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir() and (target.exists() or target.is_symlink()):  # a folder cannot be renamed over another
         old = target.with_name(f".{target.name}.old")
         _remove(old)
         target.rename(old)
-        shutil.move(source, target)
+        try:
+            shutil.move(source, target)
+        except BaseException:
+            old.rename(target)
+            raise
         _remove(old)
     elif source.is_file() and target.is_dir():
         _remove(target)
@@ -37,8 +42,8 @@ def replace(source: Path, target: Path) -> None:
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write a file or folder to; it takes the place of `path` when complete.
 
-    A file is on the disk, not only in the system's memory, before it is renamed. After an error or a kill `path` is
-    as it was before.
+    A file is on the disk, not only in the system's memory, before it is renamed. After an error `path` is as it was
+    before; after a kill, too, or, between the two renamings of a folder, it is in `.NAME.old`.
 
         with atomic_write(Path("metrics.json")) as temporary:
             temporary.write_text(…)

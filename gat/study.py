@@ -13,13 +13,25 @@ from accelerate import Accelerator
 from gat.config import Network, Params, Training
 from gat.cost import discriminator_cost, generator_cost, training_gflops
 from gat.data.latents import Latents
+from gat.gan.losses import penalty_weight
 from gat.gan.networks import Discriminator, Generator
 from gat.gan.optim import width_aware_learning_rate
 from gat.gan.repa import Teacher
 from gat.gan.training import Trainer
 from gat.seeds import seed_of
 
-RECIPE = ("gan/*.py", "data/latents.py", "seeds.py", "study.py")  # what decides a checkpoint, below gat/
+# What decides a checkpoint and the FIDs logged in it, below gat/.
+CHECKPOINT_CODE = (
+    "gan/*.py",
+    "data/latents.py",
+    "data/vae.py",
+    "evaluation/extractor.py",
+    "evaluation/features.py",
+    "evaluation/fid.py",
+    "evaluation/sampling.py",
+    "seeds.py",
+    "study.py",
+)
 
 
 def network_configs(
@@ -106,7 +118,7 @@ def describe(params: Params, training: Training, latents: Latents, teacher: Teac
         "steps": train.steps,
         "batch_size": train.batch_size,
         "learning_rate": width_aware_learning_rate(train, run.width),
-        "gamma": loss.gamma_at(latents.size),
+        "gamma": penalty_weight(loss, latents.size),
         "teacher": repa.teacher,
     }
 
@@ -126,7 +138,7 @@ def fingerprint(params: Params, training: Training, latents: Latents, files: Ite
     settings = [section.model_dump() for section in params.settings(training.run)]
     digest.update(json.dumps([settings, training.seed, latents.digest], sort_keys=True).encode())
     package = Path(__file__).parent
-    code = [path for pattern in RECIPE for path in sorted(package.glob(pattern))]
+    code = [path for pattern in CHECKPOINT_CODE for path in sorted(package.glob(pattern))]
     for path in [*code, *files]:
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from gat.config import ParamsError, load_params
-from stages.parents import SLOT, end_with_parent
+from stages.processes import SLOT, end_with_parent
 
 ON_ONE_PROCESS = ("extractor", "vae", "report")
 ON_ALL_PROCESSES = ("images", "reference", "latents", "floors", "train", "evaluate")
@@ -45,7 +45,7 @@ def should_relaunch() -> bool:
     """Whether there is more than one process to run on, and this is not one of them."""
     if "LOCAL_RANK" in os.environ or LAUNCHED in os.environ:
         return False
-    if "GAT_LAUNCH" in os.environ:
+    if os.environ.get("GAT_LAUNCH"):
         return True
     import torch
     from accelerate.commands.config.config_args import default_config_file

@@ -9,11 +9,12 @@ import numpy as np
 from PIL import Image
 
 from gat.config import Params
-from gat.data.images import Images, image_grid
+from gat.data.images import Images
 from gat.data.vae import load_vae, reconstruct
 from gat.evaluation.extractor import Extractor
 from gat.evaluation.features import compute_features
 from gat.evaluation.fid import Reference, evenly_spaced, fid, fid_of_halves
+from gat.evaluation.grid import image_grid
 from gat.files import atomic_write
 from gat.runtime import make_accelerator
 from stages import EXTRACTOR, FLOORS, IMAGES, REALS, REFERENCE, VAE, write_json
@@ -36,4 +37,4 @@ def main(params: Params) -> None:
             floors["real halves"] = fid_of_halves(reference.features)
         write_json(FLOORS, floors)
         with atomic_write(REALS) as path:
-            Image.fromarray(image_grid(images.class_grid(), 10)).save(path)
+            Image.fromarray(image_grid(images.class_examples(), 10)).save(path)

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from gat.config import Params, ParamsError, Training, load_params
 from gat.runtime import cores
-from stages.parents import SLOT, end_with_parent
+from stages.processes import SLOT, end_with_parent
 
 SHARED = ([["images"]], [["extractor", "reference"], ["vae", "latents"]])  # jobs that may run side by side, in turn
 QUIET_SECONDS = 60  # between two lines of a job where there is no terminal

@@ -48,15 +48,17 @@ def main(params: Params) -> None:
     if pretrained is None:
         train(params, training, accelerator)
     elif accelerator.is_main_process:
-        take_over(pretrained, training)
+        use_pretrained(pretrained, training)
 
 
 def train(params: Params, training: Training, accelerator: Accelerator) -> None:
     """Train a run with a seed, and save its pipeline, curves and description."""
     latents, settings = Latents(LATENTS), params.settings(training.run)
+    params.check_latent_size(latents.size)  # before a teacher is fetched
     teacher = None
     if settings.repa.teacher is not None:
         teacher = Teacher(settings.repa.teacher, accelerator.device, params.compute.compile is not None)
+    description = describe(params, training, latents, teacher)
     trainer = make_trainer(params, training, latents, accelerator, teacher)
     batches = TrainingBatches(
         latents,
@@ -91,12 +93,12 @@ def train(params: Params, training: Training, accelerator: Accelerator) -> None:
             full_precision_vae = AutoencoderKL.from_pretrained(VAE)
             GATPipeline(trainer.ema, full_precision_vae, latents.classes).save_pretrained(folder)
         gap = final_gap(history, settings.train.steps)
-        write_json(results / "run.json", describe(params, training, latents, teacher) | {"gap": gap})
+        write_json(results / "run.json", description | {"gap": gap})
         live.end()
         shutil.rmtree(checkpoints)
 
 
-def take_over(pretrained: str, training: Training) -> None:
+def use_pretrained(pretrained: str, training: Training) -> None:
     """Take a pipeline folder for the result of a training."""
     pipeline = GATPipeline.from_pretrained(pretrained)
     with atomic_write(RUNS / training.folder / "pipeline") as folder:

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from conftest import ROOT
 
-SOURCES = (".dvc/config", ".dvc/.gitignore", ".gitignore", "dvc.yaml", "gat", "stages", "profiles")
+SOURCES = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "gat", "stages", "profiles")
 
 
 class Project:

@@ -10,11 +10,11 @@ from cleanfid import fid as cleanfid
 from conftest import ROOT
 from PIL import Image
 
-from gat.data.images import image_grid
 from gat.data.vae import decode
 from gat.evaluation.extractor import Extractor, TrainedClassifier, save_extractor, train_classifier
 from gat.evaluation.features import compute_features, compute_reference
 from gat.evaluation.fid import Reference, evenly_spaced, fid, fid_of_halves, read_reference
+from gat.evaluation.grid import image_grid
 from gat.evaluation.metrics import kid, precision_recall, within_class_variance
 from gat.evaluation.sampling import Sampler, sample_inputs, save_npz
 from gat.gan.networks import Generator

@@ -59,6 +59,15 @@ def test_repro_again_runs_nothing_within_five_seconds(project):
     assert time.monotonic() - begin < 5
 
 
+def test_bytecode_is_no_change_of_the_code(project):
+    compiled = project.folder / "gat/gan/__pycache__/losses.cpython-311.pyc"
+    compiled.parent.mkdir(exist_ok=True)
+    before = compiled.read_bytes() if compiled.exists() else b""
+    compiled.write_bytes(before + b"other")
+    assert project.would_run() == []
+    compiled.unlink()
+
+
 def test_a_change_reruns_what_depends_on_it_alone(project):
     """A plot's colour the report; the learning rate all trainings and no latents; a new seed its own trainings."""
     params = (project.folder / "params.yaml").read_text()

@@ -4,7 +4,14 @@ import torch.nn.functional as F
 
 from gat.config import Augment, Levels, Loss
 from gat.gan.augment import sample_augment_params
-from gat.gan.losses import EPS_SIGMA, Perturbation, augment_and_noise, discriminator_loss, generator_loss
+from gat.gan.losses import (
+    EPS_SIGMA,
+    Perturbation,
+    augment_and_noise,
+    discriminator_loss,
+    generator_loss,
+    penalty_weight,
+)
 from gat.gan.networks import Discriminator
 
 # Latents here have side 8: γ is given as it is.
@@ -127,10 +134,10 @@ def test_gradient_is_that_of_finite_differences(batch, discriminator):
 
 
 def test_gamma_is_the_papers_at_its_own_size_and_grows_with_the_pixels():
-    assert Loss().gamma_at(32) == pytest.approx(0.1)
-    assert Loss().gamma_at(8) == pytest.approx(0.1 / 16)
-    assert Loss().gamma_at(64) == pytest.approx(0.4)
-    assert Loss(scale_gamma_by_pixels=False).gamma_at(8) == pytest.approx(0.1)
+    assert penalty_weight(Loss(), 32) == pytest.approx(0.1)
+    assert penalty_weight(Loss(), 8) == pytest.approx(0.1 / 16)
+    assert penalty_weight(Loss(), 64) == pytest.approx(0.4)
+    assert penalty_weight(Loss(scale_gamma_by_pixels=False), 8) == pytest.approx(0.1)
 
 
 def test_losses_follow_the_size_of_the_latents(batch, discriminator):

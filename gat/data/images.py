@@ -279,7 +279,7 @@ class Images:
                 pixels[i] = np.asarray(image)
         return pixels
 
-    def class_grid(self, classes: int = 10, each: int = 10) -> np.ndarray:
+    def class_examples(self, classes: int = 10, each: int = 10) -> np.ndarray:
         """Evenly spaced images of each of the first classes, class after class: uint8 (N, H, W, 3).
 
         Classes with fewer than `each` images are skipped.
@@ -293,11 +293,3 @@ class Images:
         stop = len(self) if stop is None else stop
         for first in range(start, stop, size):
             yield self[first : min(first + size, stop)]
-
-
-def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images uint8 (N, H, W, 3) in rows of `columns`, as one uint8 (rows·H, columns·W, 3)."""
-    rows = len(images) // columns
-    height, width = images.shape[1:3]
-    grid = images[: rows * columns].reshape(rows, columns, height, width, 3)
-    return grid.swapaxes(1, 2).reshape(rows * height, columns * width, 3)

@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
-from gat.data.images import image_grid
 from gat.data.vae import decode
 from gat.evaluation.features import SampleFn
+from gat.evaluation.grid import image_grid
 from gat.gan.networks import Z_DIM, Generator
 from gat.seeds import generator_of
 

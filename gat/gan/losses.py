@@ -14,9 +14,10 @@ from gat.config import Loss
 from gat.gan.augment import AugmentParams, augment
 from gat.gan.noise import noise_levels, perturb
 
+BASE_LATENT_SIZE = 32  # side of the latents for which the paper gives γ
 EPS_SIGMA = 0.01  # σ of ε in the finite differences that approximate R1 and R2
 
-Discriminate = Callable[..., Any]  # `gat.gan.networks.Discriminator.forward`
+DiscriminatorFn = Callable[..., Any]  # called as `gat.gan.networks.Discriminator`
 
 
 class Perturbation(NamedTuple):
@@ -50,7 +51,7 @@ def augment_and_noise(
 
 
 def discriminator_loss(
-    discriminator: Discriminate,
+    discriminator: DiscriminatorFn,
     real: Tensor,
     fake: Tensor,
     class_labels: Tensor,
@@ -79,7 +80,7 @@ def discriminator_loss(
         The loss, a scalar, and its terms, detached scalars: `loss_d` (the adversarial term), `gap` (mean of
         D(real) − D(fake)), `r1`, `r2`, `repa`.
     """
-    gamma = loss.gamma_at(real.shape[-1])
+    gamma = penalty_weight(loss, real.shape[-1])
     inputs = [augment_and_noise(real[None], perturbations[0], loss), augment_and_noise(fake, perturbations[1], loss)]
     if gamma > 0:
         inputs += [
@@ -108,8 +109,17 @@ def discriminator_loss(
     return total, {name: value.detach() for name, value in terms.items()}
 
 
+def penalty_weight(loss: Loss, latent_size: int) -> float:
+    """γ of aR1 and aR2 for latents of a side: `loss.gamma` holds at 32, and grows with the number of pixels.
+
+    The penalties square a slope along a step of the same size in every pixel: the fewer pixels, the more of the image
+    each of them determines, and the larger the slope. StyleGAN2-ADA has the same rule.
+    """
+    return loss.gamma * (latent_size / BASE_LATENT_SIZE) ** 2 if loss.scale_gamma_by_pixels else loss.gamma
+
+
 def generator_loss(
-    discriminator: Discriminate,
+    discriminator: DiscriminatorFn,
     real: Tensor,
     fake: Tensor,
     class_labels: Tensor,

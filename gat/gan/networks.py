@@ -1,7 +1,7 @@
 """GAT's generator and discriminator, in the order in which data meets them (paper, section 3; MNG, section 4.1).
 
 Modules and parameters have the names of the paper's release, so that its checkpoints load as they are
-(`gat.gan.official`). `SIZES` is the paper's table; any other width, depth and number of heads works alike.
+(`gat.official`). `SIZES` is the paper's table; any other width, depth and number of heads works alike.
 Shapes: B samples, T tokens, C channels of the transformer (its width), K levels; latents are (B, channels, H, W).
 """
 
@@ -36,7 +36,7 @@ W_AVG_DECAY = 0.995
 
 
 def normalize_2nd_moment(x: Tensor, dim: int = -1) -> Tensor:
-    """X / sqrt(mean(x²) + 1e-8) along a dimension (StyleGAN): the same shape."""
+    """Divide by the root mean square, x / sqrt(mean(x²) + 1e-8), along a dimension (StyleGAN): the same shape."""
     return x * (x.square().mean(dim, keepdim=True) + 1e-8).rsqrt()
 
 
@@ -121,7 +121,7 @@ def mapping_network(dim_in: int, dim: int) -> nn.Sequential:
 
 
 def initialize_weights(network: nn.Module, style_gain: float = 0.1) -> None:
-    """Draw the first weights (paper, appendix).
+    """Draw the initial weights (paper, appendix).
 
     linear, patch embedding   Xavier-uniform, bias 0
     mapping layers            Xavier-uniform with gain 100, which LR_MULTIPLIER undoes
@@ -200,7 +200,7 @@ class Generator(ModelMixin, ConfigMixin):
         latent_size, channels: the latents are (channels, latent_size, latent_size).
         classes: number of classes.
         levels: K, images read off after block depth/K, 2·depth/K, …; depth is a multiple of it.
-        style_gain: gain of the adaLN modulation's first weights (paper: 0.1).
+        style_gain: gain of the initial weights of the adaLN modulation (paper: 0.1).
     """
 
     _repeated_blocks = ("GeneratorBlock",)  # what `compile_repeated_blocks` compiles

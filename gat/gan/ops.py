@@ -19,7 +19,7 @@ FEW_ROWS, LARGE_WEIGHT, WEIGHT_PARTS = 64, 2**20, 8  # for which a linear layer 
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
-    """X / sqrt(mean(x²) + 1e-6) over the last dimension, times the weight: (..., C), (C,) -> (..., C)."""
+    """RMSNorm over the last dimension, weight · x / sqrt(mean(x²) + 1e-6): (..., C), (C,) -> (..., C)."""
     return F.rms_norm(x, x.shape[-1:], weight, eps=RMS_EPS)
 
 

@@ -73,6 +73,7 @@ class Trainer:
 
     Raises:
         ParamsError: the batch does not divide among the processes and the micro-batches.
+        ValueError: a network has another number of levels than the loss.
     """
 
     def __init__(
@@ -88,6 +89,11 @@ class Trainer:
         teacher: Teacher | None = None,
         repa_weight: float = 1.0,
     ) -> None:
+        for network in (generator, discriminator):
+            if network.config["levels"] != loss.levels.used:
+                raise ValueError(
+                    f"levels: {network.config['levels']} of a network are not {loss.levels.used} of the loss"
+                )
         processes = accelerator.num_processes
         self.local_batch_size = train.batch_size // processes
         self.micro_batch = min(compute.micro_batch or self.local_batch_size, self.local_batch_size)
