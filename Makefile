@@ -10,7 +10,7 @@ repro: $(READY)
 	.venv/bin/python -m stages.repro $(if $(JOBS),--jobs $(JOBS))
 
 test: $(READY) lint
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	.venv/bin/ruff format --check .

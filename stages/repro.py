@@ -22,13 +22,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import psutil
-import torch
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from gat.config import Params, ParamsError, Training, load_params
-from gat.runtime import cores
 from stages.processes import SLOT, end_with_parent
 
 SHARED = ([["images"]], [["extractor", "reference"], ["vae", "latents"]])  # jobs that may run side by side, in turn
@@ -179,12 +177,16 @@ def forget_dead_locks(path: Path = Path(".dvc/tmp/rwlock")) -> None:
 
 def gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch  # takes seconds, before which params.yaml is checked
+
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
 
 
 def make_slots(jobs: int | None, threads: int | None, devices: list[str]) -> list[list[str]]:
     """The GPUs of each slot: as many slots as asked for, or as there are GPUs, or as cores for so many threads each."""
+    from gat.runtime import cores  # imports torch
+
     count = jobs or len(devices) or max(1, cores() // (threads or cores()))
     if count > len(devices):
         return [[devices[i % len(devices)]] if devices else [] for i in range(count)]

@@ -14,6 +14,12 @@ from gat.data.latents import Latents, write_latents
 from gat.data.vae import encode
 
 ROOT = Path(__file__).parent.parent
+SLOW = ("test_graph.py", "test_study.py", "test_scale.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process of several is alone with them at the end."""
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 
 @pytest.fixture(scope="session")
