@@ -208,9 +208,23 @@ def running(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
-def test_side_by_side_takes_all_it_started_along_and_goes_on(project, tmp_path, by):
-    """Two trainings are stopped half-way with what started them, and end in the bytes of an undisturbed run."""
+def stop_side_by_side(copy: Project, step: int, by: signal.Signals) -> None:
+    """Start all trainings, end their parent with a signal once one has saved a step, and wait for all it started."""
+    with subprocess.Popen(
+        ["python", "-m", "stages.repro", "--jobs", "2"], cwd=copy.folder, env=copy.env, stdout=subprocess.DEVNULL
+    ) as process:
+        while not list(copy.folder.glob(f"checkpoints/*/step-{step:08}.safetensors")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(by)
+    deadline = time.monotonic() + 60
+    while running(copy.folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not running(copy.folder)
+
+
+def test_side_by_side_takes_all_it_started_along_and_goes_on(project, tmp_path):
+    """Two trainings are stopped twice with what started them, and end in the bytes of an undisturbed run."""
     copy = Project(tmp_path / "copy")
     shutil.copytree(project.folder, copy.folder, symlinks=True)
     trainings = [copy.folder / "runs" / name / WEIGHTS for name in ("S-2/seed-0", "B-2/seed-0")]
@@ -219,17 +233,8 @@ def test_side_by_side_takes_all_it_started_along_and_goes_on(project, tmp_path, 
     shutil.rmtree(copy.folder / ".dvc/cache")
     for name in ("runs", "results"):
         shutil.rmtree(copy.folder / name)
-    with subprocess.Popen(
-        ["python", "-m", "stages.repro", "--jobs", "2"], cwd=copy.folder, env=copy.env, stdout=subprocess.DEVNULL
-    ) as process:
-        while not list(copy.folder.glob("checkpoints/*/step-*.safetensors")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(by)
-    deadline = time.monotonic() + 30
-    while running(copy.folder) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not running(copy.folder)
+    stop_side_by_side(copy, 3, signal.SIGTERM)
+    stop_side_by_side(copy, 6, signal.SIGKILL)
     assert not all(weights.exists() for weights in trainings)
     copy.type("python", "-m", "stages.repro", "--jobs", "2")
     assert [weights.read_bytes() for weights in trainings] == undisturbed
