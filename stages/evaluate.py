@@ -17,6 +17,7 @@ from gat.data.vae import load_vae
 from gat.evaluation.extractor import Extractor
 from gat.evaluation.features import compute_features
 from gat.evaluation.fid import Reference
+from gat.evaluation.grid import image_grid
 from gat.evaluation.metrics import compute_metrics
 from gat.evaluation.sampling import Sampler, sample_inputs, save_npz
 from gat.files import atomic_write
@@ -63,4 +64,4 @@ def main(params: Params) -> None:
     }
     write_json(results / "evaluation.json", measured)
     with atomic_write(results / "samples.png") as path:
-        Image.fromarray(sampler.class_grid()).save(path)
+        Image.fromarray(image_grid(sampler.class_examples(), 10)).save(path)

@@ -259,7 +259,7 @@ def test_samples_can_be_saved_as_adm_does(generator, vae, tmp_path):
 
 def test_picture_of_samples_has_a_row_a_class(generator, vae):
     sampler = Sampler(generator, vae, 0)
-    picture = sampler.class_grid(classes=3, each=2)
+    picture = image_grid(sampler.class_examples(classes=3, each=2), 2)
     assert picture.shape == (3 * 32, 2 * 32, 3)
     for label, place in ((0, 0), (2, 10)):  # sample i is of class i mod 10
         tile = picture[label * 32 : label * 32 + 32, 32 * (place // 10) : 32 * (place // 10) + 32]

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from gat.data.vae import decode
 from gat.evaluation.features import SampleFn
-from gat.evaluation.grid import image_grid
 from gat.gan.networks import Z_DIM, Generator
 from gat.seeds import generator_of
 
@@ -74,8 +73,8 @@ class Sampler:
     def __call__(self, start: int, stop: int) -> np.ndarray:
         return self._sample(*sample_inputs(self.seed, start, stop, self.generator.config["classes"]))
 
-    def class_grid(self, classes: int = 10, each: int = 10) -> np.ndarray:
-        """The first samples of each of the first classes, one row of images a class: uint8 (H, W, 3)."""
+    def class_examples(self, classes: int = 10, each: int = 10) -> np.ndarray:
+        """The first samples of each of the first classes, class after class: uint8 (N, H, W, 3)."""
         count = self.generator.config["classes"]
         rows = [
             sample_inputs(self.seed, label + i * count, label + i * count + 1, count)
@@ -83,7 +82,7 @@ class Sampler:
             for i in range(each)
         ]
         z, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        return image_grid(self._sample(z, labels), each)
+        return self._sample(z, labels)
 
 
 def save_npz(images: SampleFn, path: Path, count: int, batch_size: int) -> None:
