@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import gat.noise
 from gat.gan.noise import noise_levels, perturb
 
 
@@ -29,3 +30,7 @@ def test_image_is_kept_in_proportion():
     levels = torch.ones(4, 2, 3, 2, 2)
     seen = perturb(levels, torch.zeros_like(levels))
     torch.testing.assert_close(seen[:, 0, 0, 0, 0], 1 - torch.tensor(noise_levels(4)))
+
+
+def test_short_name_is_the_same_function():
+    assert gat.noise.perturb is perturb
