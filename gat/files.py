@@ -28,6 +28,7 @@ def replace(source: Path, target: Path) -> None:
         try:
             shutil.move(source, target)
         except BaseException:
+            _remove(target)
             old.rename(target)
             raise
         _remove(old)

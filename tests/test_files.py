@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from gat.files import atomic_write
+from gat.files import atomic_write, replace
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -72,3 +72,18 @@ def test_rest_of_a_killed_write_is_no_hindrance(tmp_path):
         (temporary / "whole").write_text("whole")
     (tmp_path / ".vae.old").rmdir()
     assert contents(tmp_path) == {"vae/whole": "whole"}
+
+
+def test_old_folder_is_put_back_when_the_new_one_cannot_be_moved(tmp_path, monkeypatch):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+
+    def fail(source, target):
+        target.mkdir()
+        raise OSError("disk full")
+
+    monkeypatch.setattr("gat.files.shutil.move", fail)
+    with pytest.raises(OSError, match="disk full"):
+        replace(tmp_path / "new", tmp_path / "old")
+    assert contents(tmp_path) == {"new/weights": "new", "old/weights": "old"}

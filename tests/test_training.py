@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_states_equal, make_trainer, on_two_processes, relative_error
+from helpers import SIZE, assert_states_equal, make_trainer, on_two_processes, relative_error
 from safetensors.torch import load_file, save_file
 
 from gat.config import Compute, Train
 from gat.data.latents import TrainingBatches
+from gat.gan.networks import Discriminator, Generator
 from gat.gan.optim import FusedStep, clip_and_step, make_optimizer, width_aware_learning_rate
 from gat.gan.training import Trainer, final_gap, fit
 
@@ -171,6 +172,12 @@ def test_networks_learn_to_fool_and_to_tell(accelerator, latents):
     with torch.no_grad():
         fake = trainer.ema(torch.randn(200, 64), torch.arange(200) % 10).mean((0, 2, 3))
     assert (fake - real).norm() < 0.5 * real.norm()
+
+
+def test_networks_of_other_levels_than_the_loss_are_refused(accelerator):
+    networks = [network(**SIZE, levels=2) for network in (Generator, Discriminator)]
+    with pytest.raises(ValueError, match="levels: 2 of a network are not 4 of the loss"):
+        Trainer(accelerator, *networks, 1.0)
 
 
 if __name__ == "__main__":  # one of two processes
