@@ -156,14 +156,18 @@ class Comparison(NamedTuple):
         return "more than the noise of the seeds" if self.difference > 0 else "the other way round"
 
 
+def main_patch(study: pd.DataFrame) -> float:
+    """The patch at which the study varies size: that of most runs; of several, the finest; NaN without runs."""
+    return float(study.drop_duplicates("run").patch.mode().min())
+
+
 def compare(study: pd.DataFrame) -> list[Comparison]:
-    """Each size with the next larger one at the finest patch, and each coarser patch with the finest of its size."""
-    sizes = study.drop_duplicates("run").sort_values("gmacs")
-    finest = sizes[sizes.patch == sizes.patch.min()]
-    pairs = [*zip(finest.run, finest.run[1:], strict=False)]
-    for row in sizes[sizes.patch > sizes.patch.min()].itertuples():
-        same = finest[(finest.width == row.width) & (finest.depth == row.depth)]
-        pairs += [(row.run, run) for run in same.run]
+    """Each size with the next larger one at the main patch, and of each size every patch with the next finer one."""
+    runs = study.drop_duplicates("run").sort_values("gmacs")
+    sizes = runs[runs.patch == main_patch(study)]
+    pairs = [*zip(sizes.run, sizes.run[1:], strict=False)]
+    for _, patches in runs.sort_values("patch", ascending=False).groupby(["width", "depth"]):
+        pairs += zip(patches.run, patches.run[1:], strict=False)
     fids = study.groupby("run").fid
     mean, error = fids.mean(), fids.std() / fids.count() ** 0.5
     return [Comparison(a, b, float(mean[a] - mean[b]), float(error[a] + error[b])) for a, b in pairs]
@@ -194,8 +198,7 @@ def draw_scaling(
     study = study_of(table)
     figure = Figure(figsize=(11.5, 8.6), layout="constrained", dpi=130)
     (by_size, by_patch), (by_generator, by_training) = figure.subplots(2, 2)
-    finest = study.patch.min()
-    sizes = study[study.patch == finest].run.unique()
+    sizes = study[study.patch == main_patch(study)].run.unique()
     shade = _shades(sizes, colors)
     _draw_curves(by_size, curves, shade)
     _draw_curves(by_size, curves, {MODEL: highlight}, style="--")

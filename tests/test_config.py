@@ -244,16 +244,16 @@ def test_run_of_the_study_needs_a_seed(tmp_path):
 
 
 def test_each_run_is_trained_once_for_each_seed_and_the_model_under_test_once(tmp_path):
-    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"runs": ["S-2", "L-4"], "seeds": [0, 7]}
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"runs": ["S-2", "S-1"], "seeds": [0, 7]}
     trainings = load_params(write(tmp_path, params)).trainings
     assert [training.stage("train") for training in trainings] == [
         "train-model",
         "train@S-2-0",
         "train@S-2-7",
-        "train@L-4-0",
-        "train@L-4-7",
+        "train@S-1-0",
+        "train@S-1-7",
     ]
-    assert [training.folder for training in trainings][::4] == ["model", "L-4/seed-7"]
+    assert [training.folder for training in trainings][::4] == ["model", "S-1/seed-7"]
 
 
 def test_what_the_data_show_to_be_wrong_is_one_line_too(tmp_path):

@@ -152,6 +152,20 @@ def test_differences_within_the_seeds_noise_are_called_so(table):
     assert {pair.verdict for pair in compare(study_of(once))} == {"one seed does not tell"}
 
 
+def test_sizes_are_compared_at_the_patch_of_most_runs(table, curves):
+    table = table.replace({"run": {"L-4": "S-1"}, "patch": {4: 1}}).assign(
+        width=np.where(table.run == "L-4", 12, table.width), gmacs=np.where(table.run == "L-4", 4.5, table.gmacs)
+    )
+    pairs = [(pair.worse, pair.better) for pair in compare(study_of(table))]
+    assert pairs == [("S-2", "B-2"), ("B-2", "L-2"), ("S-2", "S-1")]
+    curves = {Training(name.replace("L-4", "S-1"), seed): curve for (name, seed), curve in curves.items()}
+    by_size, by_patch = draw_scaling(table, curves, ["#aaaaff", "#000088"], "#ff0000", 50).axes[:2]
+    assert [line.get_label() for line in by_size.lines] == ["S-2", "B-2", "L-2", "model"]
+    assert [line.get_label() for line in by_patch.lines] == ["S-1", "S-2"]
+    nothing = study_of(table.assign(overrides=True))
+    assert compare(nothing) == []
+
+
 def test_figure_has_the_papers_three_panels_and_training_compute(table, curves, tmp_path):
     floors = {"reconstructions": 2.5, "real halves": 0.5}
     figure = draw_scaling(table, curves, ["#aaaaff", "#000088"], "#ff0000", 50, floors)
