@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from gat.data.images import imagenet_names
+from gat.data.sources import imagenet_names
 from gat.gan.networks import SIZES, Discriminator, Generator
 from gat.pipeline import GATPipeline
 

@@ -1,4 +1,4 @@
-"""Any image source as square RGB images: data.source -> data/images.
+"""Any image source as square RGB images: data.source, data/source.json -> data/images.
 
 python -m stages images          (as many processes as Accelerate is configured for)
 
@@ -6,11 +6,12 @@ An interrupted run resumes after the last complete file.
 """
 
 from gat.config import Params
-from gat.data.images import load_source, write_images
+from gat.data.images import write_images
+from gat.data.sources import load_source
 from gat.runtime import make_accelerator, publish
-from stages import IMAGES, staging_dir
+from stages import IMAGES, SOURCE, staging_dir
 
-SKIPPED_SHOWN = 20
+LINES_SHOWN = 20
 
 
 def main(params: Params) -> None:
@@ -19,11 +20,19 @@ def main(params: Params) -> None:
     accelerator = make_accelerator(params.compute)
     with accelerator.main_process_first():  # one process downloads, the others find the files
         source = load_source(data.source, data.split, data.image_column, data.label_column)
-    folder = staging_dir("images", data.model_dump(), source._fingerprint)
+    if accelerator.is_main_process:
+        print(f"{data.source}: {len(source.data):,} images of {len(source.classes):,} classes")
+        show("left out", source.left_out)
+    folder = staging_dir("images", data.model_dump(), source.data._fingerprint, SOURCE.read_bytes())
     skipped = write_images(source, folder, data.resolution, data.encoding, data.on_error)
     if accelerator.is_main_process:
-        for line in skipped[:SKIPPED_SHOWN]:
-            print(f"skipped {line}")
-        if skipped:
-            print(f"{len(skipped)} of {len(source)} images could not be read; data/images/images.json lists them")
+        show("cannot be read", skipped)
     publish(folder, IMAGES)
+
+
+def show(what: str, lines: list[str]) -> None:
+    """Print the first ones of a list, and how many there are."""
+    for line in lines[:LINES_SHOWN]:
+        print(f"{what}: {line}")
+    if len(lines) > LINES_SHOWN:
+        print(f"{what}: {len(lines) - LINES_SHOWN:,} more; data/images/images.json lists them")

@@ -217,6 +217,7 @@ def main() -> None:
             print(*(" ".join(stages) for stages in training_stages(params)), sep="\n")
             return
         forget_dead_locks()
+        subprocess.run(["dvc", "--wait-for-lock", "repro", "--quiet", "--single-item", "source"], check=True)
         changed = set(
             json.loads(subprocess.run(["dvc", "status", "--json"], check=True, stdout=subprocess.PIPE).stdout)
         )

@@ -51,9 +51,9 @@ class Project:
         return done
 
     def would_run(self) -> list[str]:
-        """The stages that DVC finds changed, with all that follows from them."""
+        """The stages that DVC finds changed, with all that follows from them; without `source`, which always runs."""
         changed = json.loads(self.type("dvc", "status", "--json").stdout)
-        return sorted(changed)
+        return sorted(changed.keys() - {"source"})
 
     def params(self) -> dict:
         """The content of params.yaml."""
@@ -81,4 +81,9 @@ class Project:
 
 
 def ran(output: str) -> list[str]:
-    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+    """The stages that ran, but for `source`, which always does."""
+    return [
+        line.split("'")[1]
+        for line in output.splitlines()
+        if line.startswith("Running stage '") and "'source'" not in line
+    ]

@@ -14,16 +14,17 @@ from conftest import ROOT
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from gat.data.images import Images, center_crop, load_source, write_images
+from gat.data.images import Images, center_crop, write_images
 from gat.data.latents import Latents, TrainingBatches, write_latents
+from gat.data.sources import load_source
 from gat.data.vae import decode, encode, psnr, to_model_range, to_uint8, train_vae
 
 
 def test_embedded_digits_are_mnist_padded_to_32(digits):
     source = load_source("mnist5k")
-    assert len(source) == 5000
-    assert source.features["label"].names == [str(digit) for digit in range(10)]
-    assert np.bincount(source["label"]).tolist() == [500] * 10
+    assert len(source.data) == 5000
+    assert source.classes == [str(digit) for digit in range(10)]
+    assert np.bincount(source.data["label"]).tolist() == [500] * 10
     assert digits[:].shape == (300, 32, 32, 3)
     assert digits[:].max() == 255
     assert not digits[:][:, [0, 1, 30, 31]].any()

@@ -1,6 +1,7 @@
 """The paper's scale in small: profiles/imagenet256.yaml with real formats, odd files, REPA and two processes."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -100,6 +101,14 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
         assert file["arr_0"].shape == (100, 256, 256, 3)
     evaluation = json.loads((project.folder / "results/model/evaluation.json").read_text())
     assert (evaluation["extractor"], evaluation["mode"]) == ("classifier", "clean")
+
+    # A file that is not what it was is noticed.
+    file = tmp_path / "photographs/class-2/000.jpg"
+    os.utime(file, (1, 1))
+    project.type("dvc", "repro", "source")
+    assert project.would_run() == ["images"]
+    project.type("dvc", "repro", "images")  # with the same pixels, so that nothing else has changed
+    assert project.would_run() == []
 
     # A trained folder takes the place of training.
     folder = tmp_path / "pretrained"

