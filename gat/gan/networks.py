@@ -145,6 +145,17 @@ def initialize_weights(network: nn.Module, style_gain: float = 0.1) -> None:
 # Generator
 
 
+def require_finite(network: nn.Module, name: str) -> None:
+    """Check all weights.
+
+    Raises:
+        FloatingPointError: one is infinite or not a number.
+    """
+    for key, tensor in network.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise FloatingPointError(f"the weights {key} of {name} are not finite")
+
+
 class LabelEmbedder(nn.Module):
     """A vector for each class: integers (B,) -> (B, dim)."""
 
@@ -260,7 +271,7 @@ class Generator(ModelMixin, ConfigMixin):
 
     def synthesis(self, w: Tensor) -> Tensor:
         """Level images (K, B, channels, H, W) of styles w (B, width); the last level is the finished latent."""
-        h = self.pos_embed.expand(len(w), -1, -1)
+        h = self.pos_embed.to(self.y_embedder.embedding_table.weight.dtype).expand(len(w), -1, -1)
         image: Tensor | None = None
         levels = []
         blocks_per_level = len(self.blocks) // len(self.final_layers)

@@ -28,7 +28,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
 
     On a CPU `F.rms_norm` is composed of single operations, forward and backward, and takes about twice as long.
     """
-    if x.device.type != "cpu" or x.dtype == torch.bfloat16 or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or x.dtype in (torch.bfloat16, torch.float16) or torch.compiler.is_compiling():
         return plain_rms_norm(x, weight)
     normalized = _RMSNorm.apply(x)
     return normalized if weight is None else normalized * weight
