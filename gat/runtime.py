@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 
 from gat.config import Compute
 from gat.files import replace
@@ -36,7 +37,12 @@ def make_accelerator(compute: Compute = Compute()) -> Accelerator:  # noqa: B008
         DistributedDataParallelKwargs(broadcast_buffers=False),
         InitProcessGroupKwargs(timeout=PROCESS_GROUP_TIMEOUT),
     ]
-    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=handlers,
+        # The trainer's own micro-batches; ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide its losses once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
 
 
 def keep_memory() -> None:

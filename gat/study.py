@@ -20,19 +20,6 @@ from gat.gan.repa import Teacher
 from gat.gan.training import Trainer
 from gat.seeds import seed_of
 
-# What decides a checkpoint and the FIDs logged in it, below gat/.
-CHECKPOINT_CODE = (
-    "gan/*.py",
-    "data/latents.py",
-    "data/vae.py",
-    "evaluation/extractor.py",
-    "evaluation/features.py",
-    "evaluation/fid.py",
-    "evaluation/sampling.py",
-    "seeds.py",
-    "study.py",
-)
-
 
 def network_configs(
     params: Params, run: str, latents: Latents, teacher: Teacher | None = None
@@ -133,12 +120,10 @@ def describe_pretrained(training: Training, generator: Generator) -> dict[str, A
 
 
 def fingerprint(params: Params, training: Training, latents: Latents, files: Iterable[Path] = ()) -> str:
-    """Hash of everything that decides a checkpoint: settings, seed, data, the code of the recipe, and further files."""
+    """Hash of everything that decides a checkpoint: settings, seed, data, and the files of code and reference."""
     digest = hashlib.blake2b(digest_size=10)
     settings = [section.model_dump() for section in params.settings(training.run)]
     digest.update(json.dumps([settings, training.seed, latents.digest], sort_keys=True).encode())
-    package = Path(__file__).parent
-    code = [path for pattern in CHECKPOINT_CODE for path in sorted(package.glob(pattern))]
-    for path in [*code, *files]:
+    for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()

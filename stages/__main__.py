@@ -6,6 +6,7 @@ Accelerate is configured or there are several GPUs, or under the command in `GAT
 are the same on every machine.
 """
 
+import errno
 import importlib
 import os
 import shlex
@@ -16,7 +17,7 @@ from pathlib import Path
 from gat.config import ParamsError, load_params
 from stages.processes import SLOT, end_with_parent
 
-ON_ONE_PROCESS = ("extractor", "vae", "report")
+ON_ONE_PROCESS = ("source", "extractor", "vae", "report")
 ON_ALL_PROCESSES = ("images", "reference", "latents", "floors", "train", "evaluate")
 LAUNCHED = "GAT_LAUNCHED"  # set for the processes of a stage that was started again
 
@@ -36,6 +37,13 @@ def main() -> None:
         importlib.import_module(f"stages.{name}").main(params)
     except ParamsError as error:
         sys.exit(f"params.yaml: {error}")
+    except FloatingPointError as error:  # of a training that diverged
+        sys.exit(f"{name}: {error}")
+    except Exception as error:
+        # Whatever a library raises when it cannot write: OSError, SafetensorError, RuntimeError, …
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+            raise
+        sys.exit(f"{name}: the disk is full; what was complete stays, and the next run goes on ({error})")
     except KeyboardInterrupt:
         print("\ninterrupted; run it again to resume from what it saved", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
@@ -55,10 +63,16 @@ def should_relaunch() -> bool:
 
 def relaunch() -> None:
     """Replace this process by the launcher of all of them."""
+    from accelerate.commands.config.config_args import default_config_file
+
     os.environ[LAUNCHED] = "1"
     if launcher := os.environ.get("GAT_LAUNCH"):
         command = shlex.split(launcher)
     else:
+        if Path(default_config_file).exists():  # an error of the launcher's does not name it
+            print(
+                f"processes as {default_config_file} says (`accelerate config` changes it)", file=sys.stderr, flush=True
+            )
         command = ["accelerate", "launch"]
         if SLOT in os.environ:
             command += ["--main_process_port", "0"]  # a free one, since slots share the machine

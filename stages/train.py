@@ -6,6 +6,9 @@ An interrupted training resumes from its latest checkpoint; `GAT_CHECKPOINTS` is
 """
 
 import shutil
+import signal
+from collections.abc import Callable
+from types import FrameType
 
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
@@ -35,6 +38,7 @@ from stages import (
     RESULTS,
     RUNS,
     VAE,
+    code_of,
     parse_training,
     write_json,
 )
@@ -54,7 +58,6 @@ def main(params: Params) -> None:
 def train(params: Params, training: Training, accelerator: Accelerator) -> None:
     """Train a run with a seed, and save its pipeline, curves and description."""
     latents, settings = Latents(LATENTS), params.settings(training.run)
-    params.check_latent_size(latents.size)  # before a teacher is fetched
     teacher = None
     if settings.repa.teacher is not None:
         teacher = Teacher(settings.repa.teacher, accelerator.device, params.compute.compile is not None)
@@ -82,12 +85,24 @@ def train(params: Params, training: Training, accelerator: Accelerator) -> None:
                     live.log_metric(name, value)
 
     def evaluate(generator: Generator) -> float:
-        sampler = Sampler(generator, vae, training.seed, vae_batch=params.compute.vae_batch)
+        sampler = Sampler(
+            generator,
+            vae,
+            training.seed,
+            vae_batch=params.compute.vae_batch,
+            class_counts=reference.class_counts,
+        )
         samples, batch_size = settings.train.eval_samples, params.evaluate.batch_size
         return fid(compute_features(sampler, extractor, samples, batch_size), reference)
 
-    checkpoints = CHECKPOINTS / fingerprint(params, training, latents, [REFERENCE])
-    history = fit(trainer, batches, checkpoints, evaluate, log)
+    checkpoints = CHECKPOINTS / fingerprint(params, training, latents, [REFERENCE, *code_of("train")])
+    try:
+        history = fit(trainer, batches, checkpoints, evaluate, log, stop_signals())
+    except FloatingPointError as error:
+        kept = max(checkpoints.glob("step-*"), default="none")
+        raise FloatingPointError(
+            f"{error}; latest checkpoint: {kept}. A lower train.learning_rate may help, or a larger loss.gamma"
+        ) from None
     if live is not None:
         with atomic_write(RUNS / training.folder / "pipeline") as folder:
             full_precision_vae = AutoencoderKL.from_pretrained(VAE)
@@ -96,6 +111,19 @@ def train(params: Params, training: Training, accelerator: Accelerator) -> None:
         write_json(results / "run.json", description | {"gap": gap})
         live.end()
         shutil.rmtree(checkpoints)
+
+
+def stop_signals() -> Callable[[], bool]:
+    """From now on SIGTERM and Ctrl-C are only noted, once, so that training saves before it ends: was there one?"""
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, signal.default_int_handler)  # a second one ends it at once
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+    return lambda: bool(received)
 
 
 def use_pretrained(pretrained: str, training: Training) -> None:

@@ -1,3 +1,4 @@
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gat.data.latents import TrainingBatches
 from gat.gan.networks import Discriminator, Generator
 from gat.gan.optim import FusedStep, clip_and_step, make_optimizer, width_aware_learning_rate
 from gat.gan.training import Trainer, final_gap, fit
+from gat.runtime import make_accelerator
 
 
 def train(accelerator, latents, steps: int, compute: Compute = Compute()) -> Trainer:  # noqa: B008
@@ -118,12 +120,45 @@ def test_two_processes_equal_one_and_their_checkpoints_serve_it(accelerator, lat
     on_two_processes(__file__, latents.folder, tmp_path)
     assert_states_equal(load_file(tmp_path / "two.safetensors"), one.state(), 1e-10)
 
-    # What two processes saved half-way, one process finishes.
+    # What two processes saved half-way, one process finishes, and two do.
     (tmp_path / "step-00000020.safetensors").unlink()
+    shutil.copytree(tmp_path, tmp_path / "again")
     resumed, batches = make_trainer(accelerator, latents)
     fit(resumed, batches, tmp_path)
     assert "resuming at step 10" in capfd.readouterr().out
     assert relative_error(resumed.generator.state_dict(), one.generator.state_dict()) < 1e-10
+    on_two_processes(__file__, latents.folder, tmp_path / "again")
+    assert "resuming at step 10" in capfd.readouterr().out
+    assert_states_equal(load_file(tmp_path / "again/two.safetensors"), one.state(), 1e-10)
+
+    # And what one process saved, two finish.
+    saved, batches = make_trainer(accelerator, latents, compute=Compute(save_every=10))
+    fit(saved, batches, tmp_path / "one")
+    (tmp_path / "one/step-00000020.safetensors").unlink()
+    on_two_processes(__file__, latents.folder, tmp_path / "one")
+    assert "resuming at step 10" in capfd.readouterr().out
+    assert_states_equal(load_file(tmp_path / "one/two.safetensors"), one.state(), 1e-10)
+
+
+def test_a_training_told_to_stop_saves_and_resumes_to_the_same_end(accelerator, latents, tmp_path):
+    whole, batches = make_trainer(accelerator, latents, steps=50)
+    history = fit(whole, batches)
+    told, batches = make_trainer(accelerator, latents, steps=50)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 20"):
+        fit(told, batches, tmp_path, stop=lambda: told.steps_done > 7)
+    resumed, batches = make_trainer(accelerator, latents, steps=50)
+    assert fit(resumed, batches, tmp_path, stop=lambda: False) == history
+    for name, tensor in whole.state().items():
+        assert torch.equal(tensor, resumed.state()[name]), name
+
+
+def test_leftovers_of_accelerates_environment_change_nothing(accelerator, latents, monkeypatch):
+    """What `accelerate launch --gradient_accumulation_steps 4` leaves; the steps are the trainer's own."""
+    want = train(accelerator, latents, 3)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    got = train(make_accelerator(Compute(threads=1)), latents, 3)
+    for name, tensor in want.state().items():
+        assert torch.equal(tensor, got.state()[name]), name
 
 
 def test_batch_that_does_not_divide_is_refused(accelerator, latents):
@@ -172,6 +207,37 @@ def test_networks_learn_to_fool_and_to_tell(accelerator, latents):
     with torch.no_grad():
         fake = trainer.ema(torch.randn(200, 64), torch.arange(200) % 10).mean((0, 2, 3))
     assert (fake - real).norm() < 0.5 * real.norm()
+
+
+def test_a_training_that_diverges_stops_and_leaves_what_it_saved_before(accelerator, latents, tmp_path):
+    trainer, batches = make_trainer(accelerator, latents, compute=Compute(save_every=5), steps=20)
+
+    def poisoned(self, step):
+        batch = TrainingBatches.__getitem__(self, step)
+        return batch._replace(moments=batch.moments * float("nan")) if step == 11 else batch
+
+    poison = type("Poisoned", (TrainingBatches,), {"__getitem__": poisoned})
+    batches.__class__ = poison
+    with pytest.raises(FloatingPointError, match=r"^the training diverged in the 5 steps to 15: loss_d nan, "):
+        fit(trainer, batches, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{n:08d}.safetensors" for n in (5, 10)]
+
+
+def test_weights_that_are_not_finite_are_not_saved(accelerator, latents, tmp_path):
+    """The losses of the last step may be finite when the weights after it are not."""
+    trainer, batches = make_trainer(accelerator, latents, compute=Compute(save_every=5), steps=5)
+    step = trainer.step
+
+    def last_overflows(batch):
+        metrics = step(batch)
+        if trainer.steps_done == 5:
+            trainer.ema.blocks[0].attn.proj.weight.fill_(float("inf"))
+        return metrics
+
+    trainer.step = last_overflows
+    with pytest.raises(FloatingPointError, match=r"blocks\.0\.attn\.proj\.weight of ema after step 5 are not finite"):
+        fit(trainer, batches, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_networks_of_other_levels_than_the_loss_are_refused(accelerator):

@@ -58,20 +58,18 @@ def write_latents(
 
     def write(path: Path, rows: range, advance: Advance) -> None:
         parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        moments = None
         loader = DataLoader(
             _ImageBatches(images, parts), batch_size=None, num_workers=workers, collate_fn=_identity_collate
         )
-        for part, batch in zip(parts, loader, strict=True):
-            both = (batch, np.ascontiguousarray(batch[:, :, ::-1]))[:flips]
-            encoded = np.stack([torch.cat(encode(pixels), dim=1).half().cpu().numpy() for pixels in both], axis=1)
-            if moments is None:
-                shape = (len(rows), *encoded.shape[1:])
-                moments = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-            moments[part.start - rows.start : part.stop - rows.start] = encoded
-            advance(len(part))
-        if moments is not None:
-            moments.flush()
+        with path.open("wb") as file:  # not through a memory map, which a full disk kills without an error
+            for part, batch in zip(parts, loader, strict=True):
+                both = (batch, np.ascontiguousarray(batch[:, :, ::-1]))[:flips]
+                encoded = np.stack([torch.cat(encode(pixels), dim=1).half().cpu().numpy() for pixels in both], axis=1)
+                if part.start == rows.start:
+                    header = np.lib.format.header_data_from_array_1_0(encoded)
+                    np.lib.format.write_array_header_1_0(file, header | {"shape": (len(rows), *encoded.shape[1:])})
+                file.write(encoded.tobytes())
+                advance(len(part))
 
     write_shards(folder, "moments", "npy", len(images), write, shard, progress)
     if PartialState().is_main_process:

@@ -34,9 +34,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[Checkpoint | None, list[str]]:
     """The latest readable checkpoint of a folder, or None, and a message for every broken file passed over."""
     messages = []
+    place = "cpu" if torch.device(device).type == "cpu" else str(device)  # several processes on CPUs have "cpu:0"
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
-            with safe_open(path, "pt", device=str(device)) as file:
+            with safe_open(path, "pt", device=place) as file:
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:

@@ -1,6 +1,7 @@
 """The training algorithm (paper, section 5 and appendix) on Accelerate: one step, and the loop over steps."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ from gat.data.latents import Batch, TrainingBatches
 from gat.gan.augment import sample_augment_params
 from gat.gan.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from gat.gan.losses import Features, Perturbation, at_least_float32, discriminator_loss, generator_loss
-from gat.gan.networks import Z_DIM, Discriminator, Generator
+from gat.gan.networks import Z_DIM, Discriminator, Generator, require_finite
 from gat.gan.optim import FusedStep, make_optimizer, width_aware_learning_rate
 from gat.gan.repa import Teacher
 from gat.seeds import generator_of
 
 LOG_EVERY = 20  # steps whose metrics are averaged
+GRADIENTS = ("grad_d", "grad_g")
 GAP_SHARE = 0.1  # last part of a training over which the final gap is taken
 
 
@@ -267,6 +269,11 @@ class Trainer:
             for part in parts
         ]
 
+    def require_finite(self) -> None:
+        """Check all weights; see `gat.gan.networks.require_finite`."""
+        for name, network in self._networks():
+            require_finite(network, f"{name} after step {self.steps_done}")
+
     def state(self) -> dict[str, Tensor]:
         """Everything that training carries from one step to the next, as named tensors."""
         tensors: dict[str, Tensor] = {}
@@ -320,6 +327,7 @@ class _Log:
         self._latest: Metrics = {}
         self._log_fn = log_fn if accelerator.is_main_process else None
         self._accelerator, self._window = accelerator, list[dict[str, Tensor]]()
+        self._scales = accelerator.scaler is not None  # fp16: a step whose scaled gradients overflow is left out
 
     def add(self, row: Metrics) -> None:
         self.rows.append(row)
@@ -335,7 +343,13 @@ class _Log:
         names = list(self._window[0])
         means = torch.stack([torch.stack([row[name] for row in self._window]).mean() for name in names])
         values = self._accelerator.reduce(means, reduction="mean").tolist()
-        self.add({"step": step} | dict(zip(names, values, strict=True)))
+        row = dict(zip(names, values, strict=True))
+        if not all(math.isfinite(value) for name, value in row.items() if not (name in GRADIENTS and self._scales)):
+            raise FloatingPointError(
+                f"the training diverged in the {len(self._window)} steps to {step}: "
+                + ", ".join(f"{name} {value:.3g}" for name, value in row.items())
+            )
+        self.add({"step": step} | row)
         self._window = []
 
     def postfix(self) -> dict[str, str]:
@@ -350,6 +364,7 @@ def fit(
     checkpoints: Path | None = None,
     evaluate: Callable[[Generator], float] | None = None,
     log_fn: Callable[[Metrics], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[Metrics]:
     """Train for `train.steps` steps, from the latest readable checkpoint if there is one.
 
@@ -359,6 +374,11 @@ def fit(
         checkpoints: folder to save to and to resume from; None: neither.
         evaluate: function of the EMA generator to its FID, called on all processes every `train.eval_every` steps.
         log_fn: called with each row of metrics, on rank 0; after resuming, the restored rows are replayed first.
+        stop: asked with each row of losses whether to save and end; one process that says so is enough.
+
+    Raises:
+        KeyboardInterrupt: `stop` said so.
+        FloatingPointError: a loss, a gradient's norm, a weight or a FID is not finite; what was saved before stays.
 
     Returns:
         All rows: `step` and either the mean losses since the row before (`Trainer.step`), over all processes, or `fid`.
@@ -377,6 +397,7 @@ def fit(
     )
     hidden, start = not accelerator.is_main_process, trainer.steps_done
     bar = tqdm(loader, "train", steps, initial=start, unit="step", disable=hidden, mininterval=1)
+    stopping = False
     for batch in bar:
         log.collect(trainer.step(send_to_device(batch, accelerator.device, non_blocking=True)))
         step = trainer.steps_done
@@ -384,13 +405,24 @@ def fit(
         if step % LOG_EVERY == 0 or step == steps or saving:  # a checkpoint holds no unfinished row
             log.add_means(step)
             bar.set_postfix(log.postfix(), refresh=False)
+            stopping = step < steps and stop is not None and _any_process(accelerator, stop())
+            saving = saving or (checkpoints is not None and stopping)
         if evaluate is not None and (step % trainer.train.eval_every == 0 or step == steps):
             log.add({"step": step, "fid": evaluate(trainer.ema)})
+        if step == steps or saving:
+            trainer.require_finite()
         if saving and checkpoints is not None:
             if accelerator.is_main_process:
                 save_checkpoint(checkpoints, Checkpoint(step, trainer.state(), log.rows))
             accelerator.wait_for_everyone()
+        if stopping:
+            raise KeyboardInterrupt(f"stopped after step {step}")
     return log.rows
+
+
+def _any_process(accelerator: Accelerator, condition: bool) -> bool:
+    """Whether a condition holds on any process."""
+    return accelerator.reduce(torch.tensor(float(condition), device=accelerator.device), reduction="sum").item() > 0
 
 
 def _resume(trainer: Trainer, folder: Path) -> list[Metrics]:
