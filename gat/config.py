@@ -3,13 +3,12 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,10 +21,15 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 HEAD_SIZE = 64  # that `heads: auto` aims at
 MODEL = "model"  # the model under test
+INCEPTION_FEATURES = 2048  # a covariance of fewer samples than features is singular, and the FID of it no estimate
 
+Dimension = Annotated[int, Field(gt=0, le=65536)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 PathOrHubId = Annotated[str, AfterValidator(expanduser)]
 Color = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
@@ -41,7 +45,7 @@ class ParamsError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 _SectionType = TypeVar("_SectionType", bound=_Section)
@@ -54,7 +58,7 @@ class Data(_Section):
     split: str
     image_column: str
     label_column: str | None
-    resolution: PositiveInt
+    resolution: Dimension
     mirror: bool
     encoding: Literal["webp", "jpeg"]
     on_error: Literal["stop", "skip"]
@@ -63,13 +67,13 @@ class Data(_Section):
 class VaeRecipe(_Section):
     """How to train a small autoencoder."""
 
-    channels: Annotated[list[PositiveInt], Field(min_length=2)]
-    latent_channels: PositiveInt
+    channels: Annotated[list[Dimension], Field(min_length=2, max_length=8)]
+    latent_channels: Dimension
     steps: PositiveInt
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     kl_weight: NonNegativeFloat
-    seed: NonNegativeInt
+    seed: Seed
 
     @property
     def downsampling_factor(self) -> int:
@@ -90,7 +94,7 @@ class Classifier(_Section):
     steps: PositiveInt
     batch_size: PositiveInt
     learning_rate: PositiveFloat
-    seed: NonNegativeInt
+    seed: Seed
 
 
 class Metrics(_Section):
@@ -98,6 +102,7 @@ class Metrics(_Section):
 
     extractor: Literal["classifier", "inception"]
     mode: Literal["clean", "legacy_tensorflow"]
+    labels: Literal["reals", "uniform"]
     classifier: Classifier | None
     reference: PathOrHubId | None
     reference_features: PositiveInt
@@ -108,7 +113,7 @@ class Evaluate(_Section):
 
     samples: Annotated[int, Field(ge=100)]
     batch_size: PositiveInt
-    seed: NonNegativeInt
+    seed: Seed
     truncation_psi: UnitInterval
     guidance_scale: NonNegativeFloat
     save_samples: PathOrHubId | None
@@ -117,19 +122,19 @@ class Evaluate(_Section):
 class NetworkOverride(_Section):
     """A discriminator's size where it differs from its generator's; null: the same."""
 
-    width: PositiveInt | None = None
-    depth: PositiveInt | None = None
-    heads: PositiveInt | Literal["auto"] | None = None
-    patch: PositiveInt | None = None
+    width: Dimension | None = None
+    depth: Dimension | None = None
+    heads: Dimension | Literal["auto"] | None = None
+    patch: Dimension | None = None
 
 
 class Network(_Section):
     """A transformer's size."""
 
-    width: PositiveInt
-    depth: PositiveInt
-    heads: PositiveInt | Literal["auto"] = "auto"
-    patch: PositiveInt
+    width: Dimension
+    depth: Dimension
+    heads: Dimension | Literal["auto"] = "auto"
+    patch: Dimension
 
     @property
     def head_count(self) -> int:
@@ -184,7 +189,7 @@ class Run(Network):
 class ModelUnderTest(Run):
     """The run that experiments change; it is trained once."""
 
-    seed: NonNegativeInt
+    seed: Seed
 
 
 class Levels(_Section):
@@ -215,7 +220,7 @@ class Loss(_Section):
     augment: Augment = Augment()
     gamma: NonNegativeFloat = 0.1
     scale_gamma_by_pixels: bool = True
-    cmap_dim: PositiveInt = 2048
+    cmap_dim: Dimension = 2048
 
 
 class Repa(_Section):
@@ -223,7 +228,7 @@ class Repa(_Section):
 
     teacher: PathOrHubId | None = "facebook/dinov2-base"
     weight: NonNegativeFloat = 1.0
-    projector_dim: PositiveInt = 2048
+    projector_dim: Dimension = 2048
 
 
 class Train(_Section):
@@ -299,7 +304,7 @@ class Params(_Section):
     evaluate: Evaluate
     study: dict[str, Run]
     runs: list[str]
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     compute: Compute
     report: Report
 
@@ -317,11 +322,17 @@ class Params(_Section):
         for name in self.runs:
             _require(name in self.study, "runs", name, "entries of study: " + ", ".join(self.study))
         _require(MODEL not in self.study, "study", MODEL, "other names; model is the model under test")
+        for name in self.study:
+            allowed = "names of letters, digits, - and _, since they become names of folders and stages"
+            _require(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) is not None, "study", name, allowed)
         for key, values in (("runs", self.runs), ("seeds", self.seeds)):
             _require(len({*values}) == len(values), key, values, "each once")
         _require_file("data.source", self.data.source)
         _require_file("vae.pretrained", self.vae.pretrained)
         _require_file("metrics.reference", self.metrics.reference)
+        if self.metrics.extractor == "inception":
+            for key, samples in self._sample_counts():
+                _require(samples >= INCEPTION_FEATURES, key, samples, f"{INCEPTION_FEATURES} or more, one a feature")
         trained_here = self.metrics.extractor == "classifier"
         _require(not trained_here or self.metrics.classifier is not None, "metrics.classifier", None, "its recipe")
         for name in (MODEL, *self.runs):
@@ -342,6 +353,15 @@ class Params(_Section):
             )
             self.check_latent_size(size // factor)
         return self
+
+    def _sample_counts(self) -> Iterator[tuple[str, int]]:
+        """From how many samples FIDs are computed, by key."""
+        yield "evaluate.samples", self.evaluate.samples
+        for name in (MODEL, *self.runs):
+            run, _, train, _ = self.settings(name)
+            own = f"{self.key(name)}." if "eval_samples" in run.train else ""
+            if run.pretrained is None:
+                yield f"{own}train.eval_samples", train.eval_samples
 
     def check_latent_size(self, latent_size: float) -> None:
         """Check that latents of a side divide into the patches of every run; of a pretrained VAE it is known late.
@@ -437,21 +457,12 @@ def _first_error(error: ValidationError, prefix: str = "") -> str:
     if first["type"] in ("extra_forbidden", "missing"):
         return f"{prefix}{key}: {'missing' if first['type'] == 'missing' else 'unknown key'}{more}"
     value = first["input"]
-    if first["type"] == "float_type" and _is_number(value):
-        same = ["YAML takes a number in this form only with a point, such as 2.0e-4"]
     return f"{prefix}{key}: {value!r} is not allowed; {' or '.join(same)}{more}"
 
 
 def _key(error: Any) -> str:
     """The dotted key of a pydantic error, without the branches of a union that it went through."""
     return ".".join(str(part) for part in error["loc"] if not re.match(r"(constrained-|literal\[|int$)", str(part)))
-
-
-def _is_number(value: object) -> bool:
-    try:
-        return isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
-        return False
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -461,10 +472,10 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         ParamsError: the file is missing or not YAML, or a key is unknown, missing or wrong; one line says which.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))  # YAML 1.2, as DVC writes it
     except OSError as error:
         raise ParamsError(f"{path}: {error.strerror}; copy one from profiles/") from None
-    except yaml.YAMLError as error:
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date that there is not
         raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{path}: not a file of keys and values; copy one from profiles/")

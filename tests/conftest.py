@@ -2,16 +2,24 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
+from hypothesis import HealthCheck, settings
 
-from gat.data.images import Images, load_source, write_images
+from gat.data.images import Images, write_images
 from gat.data.latents import Latents, write_latents
+from gat.data.sources import load_source
 from gat.data.vae import encode
+
+FUZZ: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
+settings.register_profile("default", max_examples=60, derandomize=True, **FUZZ)
+settings.register_profile("thorough", max_examples=2000, **FUZZ)
+settings.load_profile("default")
 
 ROOT = Path(__file__).parent.parent
 SLOW = ("test_graph.py", "test_study.py", "test_scale.py")
@@ -31,7 +39,9 @@ def accelerator() -> Accelerator:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Images:
     folder = tmp_path_factory.mktemp("images")
-    write_images(load_source("mnist5k").shuffle(seed=0).select(range(300)), folder, 32, progress=False)
+    source = load_source("mnist5k")
+    some = source._replace(data=source.data.shuffle(seed=0).select(range(300)))
+    write_images(some, folder, 32, progress=False)
     return Images(folder)
 
 

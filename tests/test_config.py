@@ -25,7 +25,17 @@ WRONG = [
     (("study", "model", {"width": 12, "depth": 4, "patch": 2}), "study: 'model' is not allowed; allowed: other names"),
     (("data", "source", "./nowhere"), "data.source: './nowhere' is not allowed; allowed: a file or folder that exists"),
     (("loss.levels", "schedule", "cubic"), "loss.levels.schedule: 'cubic' is not allowed"),
-    (("train", "learning_rate", "2e-4"), "train.learning_rate: '2e-4' is not allowed; YAML takes"),
+    (("train", "learning_rate", "fast"), "train.learning_rate: 'fast' is not allowed; input should be a valid number"),
+    (
+        ("train", "learning_rate", float("inf")),
+        "train.learning_rate: inf is not allowed; input should be a finite number",
+    ),
+    (("study", "B 2", {"width": 12, "depth": 4, "patch": 2}), "study: 'B 2' is not allowed; allowed: names of letters"),
+    (("study", "B.2", {"width": 12, "depth": 4, "patch": 2}), "study: 'B.2' is not allowed; allowed: names of letters"),
+    (
+        ("study", "../B", {"width": 12, "depth": 4, "patch": 2}),
+        "study: '../B' is not allowed; allowed: names of letters",
+    ),
     (("train", "style_gain", 0.0), "train.style_gain: 0.0 is not allowed"),
     (("train", "ema_decay", None), "train.ema_decay: None is not allowed"),
     (("study.L-2", "train", {"ema_decay": 3}), "study.L-2.train.ema_decay: 3 is not allowed"),
@@ -102,6 +112,39 @@ def test_missing_file_and_broken_yaml_are_named(tmp_path):
     (tmp_path / "empty.yaml").write_text("")
     with pytest.raises(ParamsError, match="copy one from profiles/"):
         load_params(tmp_path / "empty.yaml")
+
+
+def test_params_are_read_as_dvc_writes_them(tmp_path):
+    """YAML 1.2, in which 5e-05 is a number, `no` a word, and a key occurs once."""
+    text = (ROOT / "params.yaml").read_text()
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("learning_rate: 7.0e-4", "learning_rate: 5e-05"))
+    assert load_params(path).train.learning_rate == 5e-5
+    path.write_text(text.replace("mirror: false", "mirror: no"))
+    with pytest.raises(ParamsError, match=r"data\.mirror: 'no' is not allowed"):
+        load_params(path)
+    path.write_text(text + "\nruns: [S-2]\n")
+    with pytest.raises(ParamsError, match=r'not YAML: .*duplicate key "runs"'):
+        load_params(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"a: \x00", b"a: 2026-99-99", b"[" * 5000, b"? {a: 1}\n: 2", b"a: *b"]
+)
+def test_what_is_no_yaml_is_one_line(content, tmp_path):
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(ParamsError) as error:
+        load_params(tmp_path / "params.yaml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("evaluate.samples", 2047), ("train.eval_samples", 500)])
+def test_inception_needs_as_many_samples_as_features(key, value, tmp_path):
+    params = yaml.safe_load((ROOT / "profiles/cifar10.yaml").read_text())
+    section, name = key.split(".")
+    params[section][name] = value
+    with pytest.raises(ParamsError, match=rf"^{key}: {value} is not allowed; allowed: 2048 or more, one a feature$"):
+        load_params(write(tmp_path, params))
 
 
 def test_home_is_written_with_a_tilde(tmp_path, monkeypatch):
