@@ -187,8 +187,8 @@ def draw_scaling(
     their standard deviation, small points single trainings.
 
     Args:
-        table: a row a training with `run`, `seed`, `width`, `depth`, `patch`, `gmacs`, `train_gflops`, `fid`, and
-            `overrides` (bool).
+        table: a row a training with `run`, `seed`, `width`, `depth`, `patch`, `gmacs`, `train_gflops`, `fid`,
+            `overrides` (bool), and `warnings` (text, empty if there are none).
         curves: FID against steps of each training.
         colors: from the smallest size to the largest, interpolated where there are more sizes.
         highlight: colour of the model under test.
@@ -198,7 +198,7 @@ def draw_scaling(
     study = study_of(table)
     figure = Figure(figsize=(11.5, 8.6), layout="constrained", dpi=130)
     (by_size, by_patch), (by_generator, by_training) = figure.subplots(2, 2)
-    sizes = study[study.patch == main_patch(study)].run.unique()
+    sizes = [str(run) for run in study[study.patch == main_patch(study)].run.unique()]
     shade = _shades(sizes, colors)
     _draw_curves(by_size, curves, shade)
     _draw_curves(by_size, curves, {MODEL: highlight}, style="--")
@@ -221,6 +221,12 @@ def draw_scaling(
         _draw_law(axes, points, factor, shade, resamplings)
         known = tested.dropna(subset=column)  # of a pretrained model the training compute is not known
         axes.scatter(factor * known[column], known.fid, color=highlight, marker="*", s=150, zorder=4, label=MODEL)
+        doubtful = table[table.warnings != ""]
+        if len(doubtful):
+            label = "with a warning"
+            axes.scatter(
+                factor * doubtful[column], doubtful.fid, color="black", marker="x", s=45, zorder=5, label=label
+            )
         for (name, fid), style in zip((floors or {}).items(), ((0, (1, 1)), (0, (4, 2))), strict=False):
             axes.axhline(fid, color="#7a7a7a", lw=1, ls=style, label=f"{name}: {fid:.2g}")
         if len(points.runs) or len(known):
@@ -319,7 +325,7 @@ def markdown_table(table: pd.DataFrame) -> str:
     for run, own in groups:
         size = own.iloc[0]
         row: dict[str, object] = {
-            "run": run,
+            "run": f"{run} (!)" if (own.warnings != "").any() else run,
             "width": size.width,
             "depth": size.depth,
             "patch": size.patch,
@@ -352,6 +358,11 @@ def markdown_page(
         "class. Gap: mean of D(real) − D(fake) over the last tenth of training; near 0 the discriminator is flat.",
         "",
     ]
+    if (table.warnings != "").any():
+        lines += ["## Warnings (!)", ""]
+        doubtful = zip(table.run, table.seed, table.warnings, strict=True)
+        lines += [f"- {run}, seed {seed}: {warnings}." for run, seed, warnings in doubtful if warnings]
+        lines.append("")
     costs = {
         ("generator GFLOPs", 2): Points.of(study, "gmacs"),
         ("training GMACs", 1): Points.of(study, "train_gflops"),

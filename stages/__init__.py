@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gat.config import MODEL, Params, ParamsError, Training
 from gat.files import atomic_write
 
+SOURCE = Path("data/source.json")
 IMAGES = Path("data/images")
 EXTRACTOR = Path("data/extractor")
 REFERENCE = Path("data/reference.npz")
@@ -29,6 +32,13 @@ def staging_dir(stage: str, *key: Any) -> Path:
     """Folder for the unfinished out of a stage, of the inputs that `key` identifies; after a kill it is resumed."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=10)
     return CHECKPOINTS / f"{stage}-{digest.hexdigest()}"
+
+
+def code_of(stage: str) -> list[Path]:
+    """The files of code that a stage depends on, as dvc.yaml names them."""
+    deps = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][stage]["deps"]
+    paths = [Path(dep) for dep in deps if dep.startswith(("gat/", "stages/"))]
+    return [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
 
 
 def write_json(path: Path, content: object) -> None:

@@ -8,6 +8,7 @@ metrics.json holds the few numbers that DVC compares; evaluation.json says how t
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers.utils import logging
 from PIL import Image
@@ -18,9 +19,10 @@ from gat.evaluation.extractor import Extractor
 from gat.evaluation.features import compute_features
 from gat.evaluation.fid import Reference
 from gat.evaluation.grid import image_grid
-from gat.evaluation.metrics import compute_metrics
+from gat.evaluation.metrics import compute_metrics, diverging_fid, flat_discriminator
 from gat.evaluation.sampling import Sampler, sample_inputs, save_npz
 from gat.files import atomic_write
+from gat.gan.networks import require_finite
 from gat.pipeline import GATPipeline
 from gat.runtime import make_accelerator
 from stages import EXTRACTOR, REFERENCE, RESULTS, RUNS, parse_training, write_json
@@ -32,7 +34,9 @@ def main(params: Params) -> None:
     training, settings = parse_training(params), params.evaluate
     accelerator = make_accelerator(params.compute)
     trained, results = RUNS / training.folder / "pipeline", RESULTS / training.folder
+    extractor, reference = Extractor(EXTRACTOR, accelerator.device), Reference.load(REFERENCE)
     generator = GATPipeline.from_pretrained(trained).generator.to(accelerator.device)
+    require_finite(generator, str(trained))
     sampler = Sampler(
         generator,
         load_vae(trained / "vae", accelerator.device),
@@ -40,8 +44,8 @@ def main(params: Params) -> None:
         settings.truncation_psi,
         settings.guidance_scale,
         params.compute.vae_batch,
+        reference.class_counts,
     )
-    extractor, reference = Extractor(EXTRACTOR, accelerator.device), Reference.load(REFERENCE)
     features = compute_features(sampler, extractor, settings.samples, settings.batch_size)
     rate = accelerator.reduce(torch.tensor(sampler.images_per_second, device=accelerator.device)).item()
     if settings.save_samples is not None:
@@ -49,7 +53,7 @@ def main(params: Params) -> None:
         save_npz(sampler, path, settings.samples, settings.batch_size)
     if not accelerator.is_main_process:
         return
-    labels = sample_inputs(settings.seed, 0, settings.samples, generator.config["classes"])[1].numpy()
+    labels = sample_inputs(settings.seed, 0, settings.samples, sampler.cycle)[1].numpy()
     predicted = extractor.classify(features)
     metrics = compute_metrics(features, labels, reference, predicted, accelerator.device, settings.seed)
     gmacs = json.loads((results / "run.json").read_text())["gmacs"]
@@ -57,11 +61,31 @@ def main(params: Params) -> None:
     measured = {
         "images_per_second": rate,
         "samples": settings.samples,
+        "labels": "uniform" if reference.class_counts is None else "reals",
         "extractor": extractor.name,
         "mode": extractor.mode,
         "truncation_psi": settings.truncation_psi,
         "guidance_scale": settings.guidance_scale,
+        "warnings": warnings_of(results, settings.samples, reference),
     }
     write_json(results / "evaluation.json", measured)
     with atomic_write(results / "samples.png") as path:
         Image.fromarray(image_grid(sampler.class_examples(), 10)).save(path)
+
+
+def warnings_of(results: Path, samples: int, reference: Reference) -> list[str]:
+    """What is doubtful about a model or its FID; curves are those that training left."""
+    curves = {}
+    for name in ("gap", "fid"):
+        path = results / f"live/plots/metrics/{name}.tsv"
+        if path.exists():  # a pretrained model has none
+            curves[name] = np.loadtxt(path, skiprows=1, ndmin=2)
+    features, reals = len(reference.mu), None if reference.class_counts is None else reference.class_counts.sum()
+    warnings = [] if "gap" not in curves else flat_discriminator(curves["gap"])
+    warnings += [] if "fid" not in curves else diverging_fid(curves["fid"])
+    warnings += [
+        f"FID of {count} {what}, not more than the {features} features"
+        for count, what in ((samples, "samples"), (reals, "reals"))
+        if count is not None and count <= features
+    ]
+    return warnings

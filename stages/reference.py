@@ -39,5 +39,9 @@ def main(params: Params) -> None:
     if known is not None:
         computed = dataclasses.replace(computed, mu=known.mu, sigma=known.sigma) if computed else known
     if accelerator.is_main_process and computed is not None:
+        if params.metrics.labels == "reals":
+            reals = Images(IMAGES)
+            counts = np.bincount(reals.labels, minlength=len(reals.classes))
+            computed = dataclasses.replace(computed, class_counts=counts)
         with atomic_write(REFERENCE) as path:
             computed.save(path)

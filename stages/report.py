@@ -42,6 +42,7 @@ def row_of(params: Params, training: Training) -> dict[str, Any]:
     row: dict[str, Any] = {"overrides": params.settings(training.run).run.overrides}
     for part in ("run", "metrics", "evaluation"):
         row |= json.loads((RESULTS / training.folder / f"{part}.json").read_text())
+    row["warnings"] = "; ".join(row["warnings"])
     return row
 
 

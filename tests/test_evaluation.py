@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +11,18 @@ from cleanfid import fid as cleanfid
 from conftest import ROOT
 from PIL import Image
 
+from gat.config import ParamsError
 from gat.data.vae import decode
 from gat.evaluation.extractor import Extractor, TrainedClassifier, save_extractor, train_classifier
 from gat.evaluation.features import compute_features, compute_reference
 from gat.evaluation.fid import Reference, evenly_spaced, fid, fid_of_halves, read_reference
 from gat.evaluation.grid import image_grid
-from gat.evaluation.metrics import kid, precision_recall, within_class_variance
-from gat.evaluation.sampling import Sampler, sample_inputs, save_npz
-from gat.gan.networks import Generator
+from gat.evaluation.metrics import diverging_fid, flat_discriminator, kid, precision_recall, within_class_variance
+from gat.evaluation.sampling import Sampler, label_cycle, sample_inputs, save_npz
+from gat.gan.networks import Generator, require_finite
 from gat.pipeline import GATPipeline
+
+TINY = {"width": 16, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8, "classes": 10}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def extractor(digits, tmp_path_factory) -> Extractor:
 @pytest.fixture(scope="module")
 def generator() -> Generator:
     torch.manual_seed(0)
-    return Generator(width=16, depth=4, heads=2, patch=2, latent_size=8, classes=10).eval()
+    return Generator(**TINY).eval()
 
 
 def test_features_have_mean_0_and_variance_1_and_the_logits_stay(digits, extractor):
@@ -176,17 +180,63 @@ def test_precision_falls_with_bad_samples_and_recall_with_missing_modes(rng):
 
 
 def test_sample_depends_on_the_seed_and_its_number_alone(generator, vae):
-    z, labels = sample_inputs(0, 0, 3000, 10)
-    part, part_labels = sample_inputs(0, 1500, 2500, 10)
+    cycle = torch.arange(10)
+    z, labels = sample_inputs(0, 0, 3000, cycle)
+    part, part_labels = sample_inputs(0, 1500, 2500, cycle)
     assert torch.equal(z[1500:2500], part)
     assert torch.equal(labels[1500:2500], part_labels)
-    assert not torch.equal(sample_inputs(1, 0, 10, 10)[0], z[:10])
+    assert not torch.equal(sample_inputs(1, 0, 10, cycle)[0], z[:10])
     sampler = Sampler(generator, vae, 0)
     assert sampler.images_per_second == 0  # of a process that had nothing to do
     whole = sampler(0, 24)
     assert sampler.images_per_second > 0
     pieces = np.concatenate([sampler(start, start + 8) for start in (0, 8, 16)])
     assert np.abs(whole.astype(int) - pieces).max() <= 1  # matrix products of other shapes round differently
+
+
+def test_labels_come_in_the_reals_proportions_at_any_number_of_samples(generator, vae):
+    assert label_cycle(np.array([500] * 10)).tolist() == 500 * list(range(10))
+    counts = np.array([1, 6, 0, 30, 63])  # the third class has lost its images to `data.on_error: skip`
+    cycle = label_cycle(counts)
+    assert np.bincount(cycle).tolist() == counts.tolist()
+    for length in (20, 50, 77):
+        assert np.abs(np.bincount(cycle[:length], minlength=5) - length * counts / 100).max() <= 1
+    sampler = Sampler(generator, vae, 0, class_counts=np.arange(1, 11))
+    assert np.bincount(sample_inputs(0, 0, 550, sampler.cycle)[1]).tolist() == [10 * count for count in range(1, 11)]
+    with pytest.raises(ParamsError, match=r"metrics\.labels: the generator has 10 classes, the images 3"):
+        Sampler(generator, vae, 0, class_counts=np.array([5, 5, 5]))
+
+
+def test_samples_and_features_that_are_not_finite_are_refused(generator, vae, rng):
+    features = rng.normal(size=(100, 3))
+    reference = Reference.from_features(features)
+    features[4, 1] = np.inf
+    with pytest.raises(FloatingPointError, match="features of the samples are not finite"):
+        fid(features, reference)
+    broken = copy.deepcopy(generator)
+    broken.blocks[0].attn.proj.weight.data[0, 0] = np.nan
+    with pytest.raises(FloatingPointError, match="samples are not finite"):
+        Sampler(broken, vae, 0)(0, 2)
+    with pytest.raises(FloatingPointError, match=r"the weights blocks\.0\.attn\.proj\.weight of it are not finite"):
+        require_finite(broken, "it")
+    require_finite(generator, "it")
+
+
+def test_a_flat_discriminator_and_a_rising_fid_have_a_warning():
+    steps = np.arange(20, 2001, 20.0)
+    gap = np.stack([steps, np.full(100, 0.3)], axis=1)
+    assert flat_discriminator(gap) == []
+    gap[40:49, 1] = 0.0  # nine of the ten rows of a tenth, which an hour of 0.3 ends
+    assert flat_discriminator(gap) == []
+    gap[49, 1] = 0.005
+    assert flat_discriminator(gap) == ["discriminator flat: mean gap 0.001 over steps 800 to 1000"]
+    gap[:, 1] = -0.3
+    assert "mean gap -0.300" in flat_discriminator(gap)[0]
+    assert flat_discriminator(np.array([[7.0, 0.5]])) == []  # of a training shorter than a row
+    curve = np.array([[500.0, 9.0], [1000, 3.0], [1500, 5.9]])
+    assert diverging_fid(curve) == []
+    curve[2, 1] = 6.1
+    assert diverging_fid(curve) == ["FID diverging: 3 at step 1000, 6.1 at the end"]
 
 
 def test_features_come_in_the_order_of_the_samples(extractor, digits):
@@ -207,6 +257,65 @@ def test_pipeline_comes_back_from_disk_and_makes_the_networks_images(generator, 
         pipeline([10])
     with pytest.raises(ValueError, match="output_type"):
         pipeline([1], output_type="jpeg")
+
+
+@pytest.fixture
+def pipeline(generator, vae) -> GATPipeline:
+    return GATPipeline(copy.deepcopy(generator), vae, ["tench", "goldfish", "golden retriever", *"3456789"])
+
+
+def seeded(seed: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_labels_are_numbers_or_names(pipeline):
+    want = pipeline([2, 1], generator=seeded(), output_type="np").images
+    assert np.array_equal(pipeline(["golden retriever", 1], generator=seeded(), output_type="np").images, want)
+    one = pipeline("goldfish", generator=seeded(), output_type="np").images
+    assert np.array_equal(one, pipeline(1, generator=seeded(), output_type="np").images)
+    with pytest.raises(ValueError, match=r"'goldenretriever' is not allowed; .* names such as \['golden retriever'"):
+        pipeline(["goldenretriever"])
+    again = GATPipeline(**pipeline.components)
+    assert np.array_equal(again(["goldfish"], generator=seeded(), output_type="np").images, one)
+    with pytest.raises(ValueError, match="it has no names"):
+        GATPipeline(Generator(**TINY), pipeline.vae)(["goldfish"])
+
+
+def test_several_images_of_a_label_and_a_generator_for_each(pipeline):
+    want = pipeline([2, 2, 1, 1], generator=seeded(), output_type="np").images
+    got = pipeline([2, 1], num_images_per_label=2, generator=seeded(), output_type="np").images
+    assert np.array_equal(got, want)
+    single = pipeline([1], generator=seeded(5), output_type="latent").images
+    both = pipeline([2, 1], generator=[seeded(4), seeded(5)], output_type="latent").images
+    torch.testing.assert_close(both[1:], single)
+    with pytest.raises(ValueError, match="generator: 1 of them are not one for each of 2 images"):
+        pipeline([2, 1], generator=[seeded()])
+    for labels, each in (([], 1), ([1], 0)):
+        with pytest.raises(ValueError, match="at least one image"):
+            pipeline(labels, num_images_per_label=each)
+    with pytest.raises(ValueError, match=r"truncation_psi: 1\.5"):
+        pipeline([1], truncation_psi=1.5)
+
+
+def test_tensors_and_arrays_are_the_same_images(pipeline):
+    array = pipeline([2, 1], generator=seeded(), output_type="np").images
+    tensor = pipeline([2, 1], generator=seeded(), output_type="pt").images
+    assert tensor.shape == (2, 3, 32, 32)
+    np.testing.assert_allclose(tensor.permute(0, 2, 3, 1).numpy(), array, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_makes_nearly_the_same_images(dtype, pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    half = GATPipeline.from_pretrained(tmp_path, torch_dtype=dtype)
+    assert (half.generator.dtype, half.vae.dtype) == (dtype, dtype)
+    z = torch.randn(4, 64, generator=seeded())
+    with torch.no_grad():
+        got = half.generator(z.to(dtype), torch.arange(4), truncation_psi=0.3, guidance_scale=1.2)
+        want = pipeline.generator(z, torch.arange(4), truncation_psi=0.3, guidance_scale=1.2)
+    assert got.dtype == dtype
+    assert ((got - want).norm() / want.norm()).item() < 0.03
+    assert half([1, 2], generator=seeded()).images[0].size == (32, 32)
 
 
 def test_truncation_leads_to_the_class_mean_and_guidance_away_from_all(generator):

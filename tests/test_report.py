@@ -44,6 +44,7 @@ def table() -> pd.DataFrame:
         train_gflops=2e5 * frame.gmacs,
         images_per_second=99.0,
         overrides=False,
+        warnings="",
         **measures,
     )
 
@@ -214,6 +215,19 @@ def test_page_says_the_laws_the_forecast_and_the_floors(table):
     assert "S-2 to B-2: FID smaller by 150, the sum of the standard errors 26: more than the noise" in page
     assert "reconstructions 2.5" in page
     assert page.rstrip().endswith("Features: some.")
+
+
+def test_what_is_doubtful_is_marked_in_table_and_figure(table, curves):
+    assert "(!)" not in markdown_page(table, {})
+    row = (table.run == "B-2") & (table.seed == 1)
+    table.loc[row, "warnings"] = "discriminator flat: mean gap 0.001 over steps 800 to 1000"
+    page = markdown_page(table, {})
+    assert "| B-2 (!) " in page
+    assert "| S-2 " in page
+    assert "- B-2, seed 1: discriminator flat: mean gap 0.001 over steps 800 to 1000." in page
+    axes = draw_scaling(table, curves, ["#aaaaff", "#000088"], "#ff0000", 50).axes[2]
+    marked = next(points for points in axes.collections if points.get_label() == "with a warning")
+    assert marked.get_offsets().tolist() == [[2 * table.gmacs[row].item(), table.fid[row].item()]]
 
 
 def test_samples_stand_side_by_side(tmp_path):

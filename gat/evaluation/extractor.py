@@ -81,10 +81,12 @@ def train_classifier(
     other unit than the features'.
 
     Raises:
-        ParamsError: there is only one class.
+        ParamsError: there is only one class, or there are fewer than ten images.
     """
     if len(images.classes) < 2:
         raise ParamsError("metrics.extractor: a classifier needs two classes or more; for one: inception")
+    if len(images) < 10:
+        raise ParamsError(f"metrics.extractor: a classifier needs ten images or more, not {len(images)}; or: inception")
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(images))

@@ -7,6 +7,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from gat.config import ParamsError
 from gat.evaluation.fid import Reference, evenly_spaced
 
 SampleFn = Callable[[int, int], np.ndarray]  # (start, stop) -> those images, uint8 (n, H, W, 3)
@@ -58,7 +59,12 @@ def compute_reference(
 
     All processes take part, and every one gets it; memory does not grow with `count`. `labels` (count,) are the
     images' classes, where known; other arguments as in `compute_features`.
+
+    Raises:
+        ParamsError: there is only one image.
     """
+    if count < 2:
+        raise ParamsError(f"data.source: statistics need two images or more, not {count}")
     kept = evenly_spaced(count, keep)
     total, products, rows = np.zeros(1), np.zeros(1), []
     for start, features in _local_batches(images, extract, count, batch_size, progress):

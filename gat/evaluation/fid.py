@@ -1,5 +1,6 @@
 """FID and the statistics of real images that it needs; the distance itself is clean-fid's."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,14 @@ class Reference:
         mu, sigma: mean (d,) and covariance (d, d).
         features: (n, d) of some of the images, for KID, precision and recall; None: only mu and sigma are known.
         labels: (n,) classes of those, for the variance within classes; None: not known.
+        class_counts: (classes,) in whose proportions samples to be compared are drawn; None: each class equally often.
     """
 
     mu: np.ndarray
     sigma: np.ndarray
     features: np.ndarray | None = None
     labels: np.ndarray | None = None
+    class_counts: np.ndarray | None = None
 
     @classmethod
     def from_features(cls, features: np.ndarray) -> "Reference":
@@ -31,13 +34,13 @@ class Reference:
 
     @classmethod
     def load(cls, path: str | Path) -> "Reference":
-        """Read an `.npz` with `mu` and `sigma` and perhaps `features` and `labels`."""
+        """Read an `.npz` with `mu` and `sigma`, and perhaps `features`, `labels` and `class_counts`."""
         with np.load(path, allow_pickle=False) as file:
-            return cls(file["mu"], file["sigma"], file.get("features"), file.get("labels"))
+            return cls(**{field.name: file.get(field.name) for field in dataclasses.fields(cls)})
 
     def save(self, path: str | Path) -> None:
         """Write what `load` reads."""
-        arrays = {"mu": self.mu, "sigma": self.sigma, "features": self.features, "labels": self.labels}
+        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         np.savez(path, allow_pickle=False, **{name: array for name, array in arrays.items() if array is not None})
 
 
@@ -70,7 +73,13 @@ def read_reference(path: str | Path, extractor: str, width: int) -> tuple[Refere
 
 
 def fid(features: np.ndarray, reference: Reference) -> float:
-    """Fréchet distance of features (N, d) to the reference (FID); smaller is better."""
+    """Fréchet distance of features (N, d) to the reference (FID); smaller is better.
+
+    Raises:
+        FloatingPointError: a feature is infinite or not a number.
+    """
+    if not np.isfinite(features).all():
+        raise FloatingPointError("features of the samples are not finite")
     mu, sigma = np.mean(features, axis=0), np.cov(features, rowvar=False)
     return float(frechet_distance(mu, sigma, reference.mu, reference.sigma))
 

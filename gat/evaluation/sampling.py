@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
+from gat.config import ParamsError
 from gat.data.vae import decode
 from gat.evaluation.features import SampleFn
 from gat.gan.networks import Z_DIM, Generator
@@ -24,12 +25,19 @@ def _noise_block(seed: int, block: int) -> Tensor:
     return torch.randn(_BLOCK, Z_DIM, generator=generator_of(seed, 3, block))
 
 
-def sample_inputs(seed: int, start: int, stop: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Noise z (n, 64) and labels (n,) of samples `start` to `stop`; the labels cycle through the classes."""
+def label_cycle(class_counts: np.ndarray) -> Tensor:
+    """Labels (sum of the counts,), each class so often, spread evenly; equal counts make a plain cycle."""
+    places = [(np.arange(count) + 0.5) / count for count in class_counts]
+    labels = np.repeat(np.arange(len(class_counts)), class_counts)
+    return torch.from_numpy(labels[np.argsort(np.concatenate(places), kind="stable")])
+
+
+def sample_inputs(seed: int, start: int, stop: int, cycle: Tensor) -> tuple[Tensor, Tensor]:
+    """Noise z (n, 64) and labels (n,) of samples `start` to `stop`; the labels go round a cycle (`label_cycle`)."""
     blocks = range(start // _BLOCK, (stop - 1) // _BLOCK + 1)
     noise = torch.cat([_noise_block(seed, block) for block in blocks])
     offset = blocks.start * _BLOCK
-    return noise[start - offset : stop - offset], torch.arange(start, stop) % classes
+    return noise[start - offset : stop - offset], cycle[torch.arange(start, stop) % len(cycle)]
 
 
 class Sampler:
@@ -40,8 +48,14 @@ class Sampler:
         seed: of the noise.
         truncation_psi, guidance_scale: as in `Generator.mapping`.
         vae_batch: images that the VAE decodes at a time.
+        class_counts: (classes,) in whose proportions the labels come; None: each class equally often.
+
+    Raises:
+        ParamsError: the generator has another number of classes.
+        FloatingPointError: on a call, latents are not finite.
 
     Attributes:
+        cycle: labels of the first samples, after which they repeat.
         images_per_second: of this process, so far; 0 before the first.
     """
 
@@ -53,7 +67,12 @@ class Sampler:
         truncation_psi: float = 0.0,
         guidance_scale: float = 1.0,
         vae_batch: int = 64,
+        class_counts: np.ndarray | None = None,
     ) -> None:
+        classes = generator.config["classes"]
+        if class_counts is not None and len(class_counts) != classes:
+            raise ParamsError(f"metrics.labels: the generator has {classes} classes, the images {len(class_counts)}")
+        self.cycle = torch.arange(classes) if class_counts is None else label_cycle(class_counts)
         self.generator, self.vae, self.seed, self.vae_batch = generator, vae, seed, vae_batch
         self._options = truncation_psi, guidance_scale
         self._made, self._seconds = 0, 0.0
@@ -66,18 +85,20 @@ class Sampler:
     def _sample(self, z: Tensor, labels: Tensor) -> np.ndarray:
         begin, device = time.perf_counter(), self.generator.w_avg.device
         latents = self.generator(z.to(device), labels.to(device), *self._options)
+        if not torch.isfinite(latents).all():
+            raise FloatingPointError("the generator's samples are not finite")
         images = decode(self.vae, latents, self.vae_batch).cpu().numpy()
         self._made, self._seconds = self._made + len(images), self._seconds + time.perf_counter() - begin
         return images
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
-        return self._sample(*sample_inputs(self.seed, start, stop, self.generator.config["classes"]))
+        return self._sample(*sample_inputs(self.seed, start, stop, self.cycle))
 
     def class_examples(self, classes: int = 10, each: int = 10) -> np.ndarray:
-        """The first samples of each of the first classes, class after class: uint8 (N, H, W, 3)."""
+        """Samples of the first classes, class after class, as in a cycle through all: uint8 (N, H, W, 3)."""
         count = self.generator.config["classes"]
         rows = [
-            sample_inputs(self.seed, label + i * count, label + i * count + 1, count)
+            sample_inputs(self.seed, label + i * count, label + i * count + 1, torch.arange(count))
             for label in range(min(classes, count))
             for i in range(each)
         ]
@@ -97,12 +118,13 @@ def save_npz(images: SampleFn, path: Path, count: int, batch_size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.lib.format.open_memmap(array, mode="w+", dtype=np.uint8, shape=shape).flush()
     state.wait_for_everyone()
-    samples = np.lib.format.open_memmap(array, mode="r+")
     starts = range(state.process_index * batch_size, count, state.num_processes * batch_size)
-    for start in tqdm(starts, desc=path.name, unit="batch", disable=not state.is_main_process, leave=False):
-        stop = min(start + batch_size, count)
-        samples[start:stop] = images(start, stop)
-    samples.flush()
+    offset = np.lib.format.open_memmap(array, mode="r").offset
+    with array.open("r+b") as file:  # not through a memory map, which a full disk kills without an error
+        for start in tqdm(starts, desc=path.name, unit="batch", disable=not state.is_main_process, leave=False):
+            samples = images(start, min(start + batch_size, count))
+            file.seek(offset + start * samples[0].nbytes)
+            file.write(samples.tobytes())
     state.wait_for_everyone()
     if state.is_main_process:
         np.savez(path, np.load(array, mmap_mode="r"))
