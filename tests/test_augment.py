@@ -66,6 +66,14 @@ def test_cutout_blanks_half_the_side_around_its_centre(levels):
     assert int((cut[:, 1] == 0).sum()) == 3 * 4 * 4
 
 
+def test_cutout_comes_before_the_flip(levels):
+    draws = draw(2, cutout=torch.tensor([[4, 2], [4, 2]]), flip=torch.tensor([True, False]))
+    cut = augment(levels, draws, only(cutout=0.5, flip=0.4))
+    assert torch.equal(cut[:, 0].flip(-1), augment(levels, draw(2, cutout=draws.cutout), only(cutout=0.5))[:, 0])
+    assert not cut[:, 0, :, 2:6, 4:].any()
+    assert not cut[:, 1, :, 2:6, :4].any()
+
+
 def test_colour_turns_about_the_means_of_the_last_level(levels):
     draws = draw(
         2, brightness=torch.tensor([0.3, 0.0]), saturation=torch.tensor([0.5, 1]), contrast=torch.tensor([1.2, 1])
