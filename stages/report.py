@@ -4,6 +4,7 @@ python -m stages report
 """
 
 import json
+import shutil
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from stages import EXTRACTOR, FLOORS, REALS, REPORTS, RESULTS
 
 def main(params: Params) -> None:
     """Run the stage."""
+    remove_results_of_others(params)
     settings, floors = params.report, json.loads(FLOORS.read_text())
     table = pd.DataFrame([row_of(params, training) for training in params.trainings])
     table = table.sort_values(["gmacs", "run", "seed"])
@@ -35,6 +37,18 @@ def main(params: Params) -> None:
         table.drop(columns="overrides").to_csv(path, index=False, float_format="%.6g")
     with atomic_write(REPORTS / "scaling.md") as path:
         path.write_text(markdown_page(table, floors, notes_of(params), settings.bootstrap))
+
+
+def remove_results_of_others(params: Params) -> None:
+    """Remove the results of runs and seeds that params.yaml names no more; DVC's cache keeps them.
+
+    The stage depends on all of `results/`, and would be changed in every clone that never had them.
+    """
+    known = {RESULTS / training.folder for training in params.trainings}
+    for folder in [*RESULTS.glob("*/seed-*"), *RESULTS.iterdir()]:
+        if folder.is_dir() and not any(folder in (one, *one.parents) for one in known):
+            print(f"removed {folder}, of no run and seed in params.yaml; DVC's cache keeps what had ended")
+            shutil.rmtree(folder)
 
 
 def row_of(params: Params, training: Training) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import os
 import re
 import shutil
@@ -250,6 +251,54 @@ def test_failure_is_shown_and_ends_the_whole(project, tmp_path):
     assert "train.batch_size: 15 does not divide into 1 processes of micro-batches of 4" in done.stdout
     assert "failed" in done.stdout
     assert len(re.findall(r"does not divide", done.stdout)) == 1  # no other training was started
+
+
+def clone(project: Project, folder: Path, store: Path) -> Project:
+    """A clone of what is committed, with the same remote."""
+    project.type("git", "clone", "--quiet", str(project.folder), str(folder))
+    second = Project(folder)
+    second.type("dvc", "remote", "add", "--local", "--default", "store", str(store))
+    return second
+
+
+def test_a_second_clone_pulls_and_redraws_the_same_report(project, tmp_path):
+    """Without training; also once a run was removed, whose results the second clone never had."""
+    first = Project(tmp_path / "first")
+    shutil.copytree(project.folder, first.folder, symlinks=True)
+    first.type("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
+    first.replace(runs=["S-2", "B-2"])
+    assert ran(first.type("dvc", "repro").stdout) == ["report"]
+    assert not (first.folder / "results/B-4").exists()
+    first.commit()
+    first.type("dvc", "push")
+    second = clone(first, tmp_path / "second", tmp_path / "store")
+    second.type("dvc", "pull")
+    assert second.would_run() == []
+    assert ran(second.type("dvc", "repro").stdout) == []
+    reports = {path.name: path.read_bytes() for path in (second.folder / "reports").iterdir()}
+    second.type("dvc", "repro", "--force", "--single-item", "report")
+    assert {path.name: path.read_bytes() for path in (second.folder / "reports").iterdir()} == reports
+    third = clone(first, tmp_path / "third", tmp_path / "store")
+    assert ran(third.type("dvc", "repro", "--pull").stdout) == []
+    assert third.would_run() == []
+
+
+def test_experiments_go_to_another_clone(project, tmp_path):
+    first = Project(tmp_path / "first")
+    shutil.copytree(project.folder, first.folder, symlinks=True)
+    first.type("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
+    first.type("git", "clone", "--quiet", "--bare", str(first.folder), str(tmp_path / "hub"))
+    first.type("git", "remote", "add", "origin", str(tmp_path / "hub"))
+    first.type("dvc", "exp", "run", "--name", "wider", "--set-param", "model.width=16")
+    fid = json.loads((first.folder / "results/model/metrics.json").read_text())["fid"]
+    first.type("dvc", "exp", "push", "origin", "wider")
+    second = Project(tmp_path / "second")
+    first.type("git", "clone", "--quiet", str(tmp_path / "hub"), str(second.folder))
+    second.type("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
+    second.type("dvc", "exp", "pull", "origin", "wider")
+    second.type("dvc", "exp", "apply", "wider")
+    second.type("dvc", "pull", "evaluate-model")
+    assert json.loads((second.folder / "results/model/metrics.json").read_text())["fid"] == fid
 
 
 def test_experiment_retrains_the_model_under_test_alone(project):
