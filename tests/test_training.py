@@ -146,6 +146,7 @@ def test_a_training_told_to_stop_saves_and_resumes_to_the_same_end(accelerator, 
     told, batches = make_trainer(accelerator, latents, steps=50)
     with pytest.raises(KeyboardInterrupt, match="stopped after step 20"):
         fit(told, batches, tmp_path, stop=lambda: told.steps_done > 7)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000020.safetensors"]
     resumed, batches = make_trainer(accelerator, latents, steps=50)
     assert fit(resumed, batches, tmp_path, stop=lambda: False) == history
     for name, tensor in whole.state().items():
