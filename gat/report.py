@@ -223,17 +223,15 @@ def draw_scaling(
         axes.scatter(factor * known[column], known.fid, color=highlight, marker="*", s=150, zorder=4, label=MODEL)
         doubtful = table[table.warnings != ""]
         if len(doubtful):
-            label = "with a warning"
-            axes.scatter(
-                factor * doubtful[column], doubtful.fid, color="black", marker="x", s=45, zorder=5, label=label
-            )
+            places = factor * doubtful[column], doubtful.fid
+            axes.scatter(*places, color="black", marker="x", s=45, zorder=5, label="with a warning")
         for (name, fid), style in zip((floors or {}).items(), ((0, (1, 1)), (0, (4, 2))), strict=False):
             axes.axhline(fid, color="#7a7a7a", lw=1, ls=style, label=f"{name}: {fid:.2g}")
         if len(points.runs) or len(known):
             axes.set_xscale("log")
         axes.margins(x=0.12)
         axes.set_ylim(min(shown) / 1.6, max(shown) * 2.5)  # intervals may reach out of sight
-        axes.legend(frameon=False, fontsize=8.5, loc="best")
+        axes.legend(frameon=False, fontsize=8.5, loc="lower left")
         _label(axes, title, label, "final FID")
     return figure
 

@@ -227,6 +227,7 @@ def test_what_is_doubtful_is_marked_in_table_and_figure(table, curves):
     assert "- B-2, seed 1: discriminator flat: mean gap 0.001 over steps 800 to 1000." in page
     axes = draw_scaling(table, curves, ["#aaaaff", "#000088"], "#ff0000", 50).axes[2]
     marked = next(points for points in axes.collections if points.get_label() == "with a warning")
+    assert axes.get_xlabel() == "generator GFLOPs (2 × GMACs)"
     assert marked.get_offsets().tolist() == [[2 * table.gmacs[row].item(), table.fid[row].item()]]
 
 
