@@ -17,7 +17,14 @@ from gat.evaluation.extractor import Extractor, TrainedClassifier, save_extracto
 from gat.evaluation.features import compute_features, compute_reference
 from gat.evaluation.fid import Reference, evenly_spaced, fid, fid_of_halves, read_reference
 from gat.evaluation.grid import image_grid
-from gat.evaluation.metrics import diverging_fid, flat_discriminator, kid, precision_recall, within_class_variance
+from gat.evaluation.metrics import (
+    compute_metrics,
+    diverging_fid,
+    flat_discriminator,
+    kid,
+    precision_recall,
+    within_class_variance,
+)
 from gat.evaluation.sampling import Sampler, label_cycle, sample_inputs, save_npz
 from gat.gan.networks import Generator, require_finite
 from gat.pipeline import GATPipeline
@@ -222,6 +229,15 @@ def test_samples_and_features_that_are_not_finite_are_refused(generator, vae, rn
     require_finite(generator, "it")
 
 
+def test_recognized_is_the_share_of_samples_taken_for_their_class(rng):
+    features, labels = rng.normal(size=(100, 3)), np.arange(100) % 4
+    reference = Reference.from_features(rng.normal(size=(200, 3)))
+    predicted = np.where(np.arange(100) < 70, labels, labels + 1)
+    assert compute_metrics(features, labels, reference, predicted)["recognized"] == pytest.approx(0.7)
+    assert "recognized" not in compute_metrics(features, labels, reference)
+    assert "kid" not in compute_metrics(features, labels, Reference(reference.mu, reference.sigma))
+
+
 def test_a_flat_discriminator_and_a_rising_fid_have_a_warning():
     steps = np.arange(20, 2001, 20.0)
     gap = np.stack([steps, np.full(100, 0.3)], axis=1)
@@ -230,6 +246,8 @@ def test_a_flat_discriminator_and_a_rising_fid_have_a_warning():
     assert flat_discriminator(gap) == []
     gap[49, 1] = 0.005
     assert flat_discriminator(gap) == ["discriminator flat: mean gap 0.001 over steps 800 to 1000"]
+    gap[:12, 1], gap[40:50, 1] = 0.0, 0.3
+    assert flat_discriminator(gap) == ["discriminator flat: mean gap 0.000 over steps 0 to 200"]
     gap[:, 1] = -0.3
     assert "mean gap -0.300" in flat_discriminator(gap)[0]
     assert flat_discriminator(np.array([[7.0, 0.5]])) == []  # of a training shorter than a row
