@@ -142,9 +142,6 @@ def initialize_weights(network: nn.Module, style_gain: float = 0.1) -> None:
             nn.init.normal_(module.weight, std=0.02)
 
 
-# Generator
-
-
 def require_finite(network: nn.Module, name: str) -> None:
     """Check all weights.
 
@@ -154,6 +151,9 @@ def require_finite(network: nn.Module, name: str) -> None:
     for key, tensor in network.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise FloatingPointError(f"the weights {key} of {name} are not finite")
+
+
+# Generator
 
 
 class LabelEmbedder(nn.Module):
