@@ -211,28 +211,10 @@ def draw_scaling(
         _draw_curves(by_patch, curves, dict(zip(same.run.unique(), PATCH_COLORS, strict=False)))
     _label(by_patch, "(b) FID by patch", "training step", "FID")
 
-    tested = table[table.run == MODEL]
-    shown = [*table.fid, *(floors or {}).values()]
-    for axes, column, factor, title, label in (
-        (by_generator, "gmacs", 2, "(c) FID by generator compute", "generator GFLOPs (2 × GMACs)"),
-        (by_training, "train_gflops", 1, "(d) FID by training compute", "training compute (10⁹ multiply-adds)"),
-    ):
-        points = Points.of(study, column)
-        _draw_law(axes, points, factor, shade, resamplings)
-        known = tested.dropna(subset=column)  # of a pretrained model the training compute is not known
-        axes.scatter(factor * known[column], known.fid, color=highlight, marker="*", s=150, zorder=4, label=MODEL)
-        doubtful = table[table.warnings != ""]
-        if len(doubtful):
-            places = factor * doubtful[column], doubtful.fid
-            axes.scatter(*places, color="black", marker="x", s=45, zorder=5, label="with a warning")
-        for (name, fid), style in zip((floors or {}).items(), ((0, (1, 1)), (0, (4, 2))), strict=False):
-            axes.axhline(fid, color="#7a7a7a", lw=1, ls=style, label=f"{name}: {fid:.2g}")
-        if len(points.runs) or len(known):
-            axes.set_xscale("log")
-        axes.margins(x=0.12)
-        axes.set_ylim(min(shown) / 1.6, max(shown) * 2.5)  # intervals may reach out of sight
-        axes.legend(frameon=False, fontsize=8.5, loc="lower left")
-        _label(axes, title, label, "final FID")
+    _draw_costs(by_generator, table, "gmacs", 2, shade, highlight, resamplings, floors or {})
+    _label(by_generator, "(c) FID by generator compute", "generator GFLOPs (2 × GMACs)", "final FID")
+    _draw_costs(by_training, table, "train_gflops", 1, shade, highlight, resamplings, floors or {})
+    _label(by_training, "(d) FID by training compute", "training compute (10⁹ multiply-adds)", "final FID")
     return figure
 
 
@@ -242,6 +224,35 @@ def _shades(sizes: Sequence[str], colors: Sequence[str]) -> dict[str, str]:
         return dict.fromkeys(sizes, colors[0])
     ramp = matplotlib.colors.LinearSegmentedColormap.from_list("sizes", list(colors))
     return {run: matplotlib.colors.to_hex(ramp(i / max(1, len(sizes) - 1))) for i, run in enumerate(sizes)}
+
+
+def _draw_costs(
+    axes: Axes,
+    table: pd.DataFrame,
+    cost: str,
+    factor: float,
+    shade: Mapping[str, str],
+    highlight: str,
+    resamplings: int,
+    floors: Mapping[str, float],
+) -> None:
+    """Final FID of all trainings against one of the table's columns, times a factor."""
+    points = Points.of(study_of(table), cost)
+    _draw_law(axes, points, factor, shade, resamplings)
+    known = table[table.run == MODEL].dropna(subset=cost)  # of a pretrained model the training compute is not known
+    axes.scatter(factor * known[cost], known.fid, color=highlight, marker="*", s=150, zorder=4, label=MODEL)
+    doubtful = table[table.warnings != ""]
+    if len(doubtful):
+        places = factor * doubtful[cost], doubtful.fid
+        axes.scatter(*places, color="black", marker="x", s=45, zorder=5, label="with a warning")
+    for (name, fid), style in zip(floors.items(), ((0, (1, 1)), (0, (4, 2))), strict=False):
+        axes.axhline(fid, color="#7a7a7a", lw=1, ls=style, label=f"{name}: {fid:.2g}")
+    if len(points.runs) or len(known):
+        axes.set_xscale("log")
+    axes.margins(x=0.12)
+    shown = [*table.fid, *floors.values()]
+    axes.set_ylim(min(shown) / 1.6, max(shown) * 2.5)  # intervals may reach out of sight
+    axes.legend(frameon=False, fontsize=8.5, loc="lower left")
 
 
 def _draw_law(axes: Axes, points: Points, factor: float, shade: Mapping[str, str], resamplings: int) -> None:

@@ -388,13 +388,7 @@ def fit(
     if checkpoints is not None:
         for row in _resume(trainer, checkpoints):
             log.add(row)
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(trainer.steps_done, steps),
-        num_workers=trainer.compute.workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
+    loader = _loader(trainer, batches)
     hidden, start = not accelerator.is_main_process, trainer.steps_done
     bar = tqdm(loader, "train", steps, initial=start, unit="step", disable=hidden, mininterval=1)
     stopping = False
@@ -418,6 +412,17 @@ def fit(
         if stopping:
             raise KeyboardInterrupt(f"stopped after step {step}")
     return log.rows
+
+
+def _loader(trainer: Trainer, batches: TrainingBatches) -> DataLoader[Batch]:
+    """The batches of the steps to come."""
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(trainer.steps_done, trainer.train.steps),
+        num_workers=trainer.compute.workers,
+        pin_memory=trainer.accelerator.device.type == "cuda",
+    )
 
 
 def _any_process(accelerator: Accelerator, condition: bool) -> bool:
