@@ -66,21 +66,25 @@ def main(params: Params) -> None:
         "mode": extractor.mode,
         "truncation_psi": settings.truncation_psi,
         "guidance_scale": settings.guidance_scale,
-        "warnings": warnings_of(results, settings.samples, reference),
+        "warnings": warnings_of(results, settings.samples, reference, params.metrics.reference is None),
     }
     write_json(results / "evaluation.json", measured)
     with atomic_write(results / "samples.png") as path:
         Image.fromarray(image_grid(sampler.class_examples(), 10)).save(path)
 
 
-def warnings_of(results: Path, samples: int, reference: Reference) -> list[str]:
-    """What is doubtful about a model or its FID; curves are those that training left."""
+def warnings_of(results: Path, samples: int, reference: Reference, own_reals: bool) -> list[str]:
+    """What is doubtful about a model or its FID; curves are those that training left.
+
+    How many reals there are is known where they are the data set's own.
+    """
     curves = {}
     for name in ("gap", "fid"):
         path = results / f"live/plots/metrics/{name}.tsv"
         if path.exists():  # a pretrained model has none
             curves[name] = np.loadtxt(path, skiprows=1, ndmin=2)
-    features, reals = len(reference.mu), None if reference.class_counts is None else reference.class_counts.sum()
+    counts = reference.class_counts if own_reals else None
+    features, reals = len(reference.mu), None if counts is None else counts.sum()
     warnings = [] if "gap" not in curves else flat_discriminator(curves["gap"])
     warnings += [] if "fid" not in curves else diverging_fid(curves["fid"])
     warnings += [

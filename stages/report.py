@@ -45,10 +45,12 @@ def remove_results_of_others(params: Params) -> None:
     The stage depends on all of `results/`, and would be changed in every clone that never had them.
     """
     known = {RESULTS / training.folder for training in params.trainings}
-    for folder in [*RESULTS.glob("*/seed-*"), *RESULTS.iterdir()]:
-        if folder.is_dir() and not any(folder in (one, *one.parents) for one in known):
-            print(f"removed {folder}, of no run and seed in params.yaml; DVC's cache keeps what had ended")
+    for folder in sorted(RESULTS.glob("*/seed-*")):
+        if folder not in known and (folder / "run.json").exists():
+            print(f"removed {folder}, of no run and seed in params.yaml; DVC's cache keeps it")
             shutil.rmtree(folder)
+            if not any(folder.parent.iterdir()):
+                folder.parent.rmdir()
 
 
 def row_of(params: Params, training: Training) -> dict[str, Any]:

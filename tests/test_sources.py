@@ -282,6 +282,59 @@ def test_metadata_are_labels_where_their_column_is_asked_for(name, table, tmp_pa
         load_source(str(tmp_path), label_column="kind")
 
 
+def test_splits_without_class_folders_are_not_mixed(tmp_path, photo):
+    """`train/*.jpg`, `test/*.jpg`: with one class of all, or with metadata in each, only the split is read."""
+    save(photo, *(tmp_path / f"{split}/{i}.jpg" for split in ("train", "test") for i in range(2)))
+    for split in ("train", "test"):
+        assert names_of(load_source(str(tmp_path), split, label_column=None)) == [f"{split}/0.jpg", f"{split}/1.jpg"]
+        (tmp_path / split / "metadata.csv").write_text("file_name,label\n0.jpg,a\n1.jpg,b\n")
+        source = load_source(str(tmp_path), split)
+        assert (source.classes, names_of(source)) == (["a", "b"], [f"{split}/0.jpg", f"{split}/1.jpg"])
+    save(photo, tmp_path / "preview/0.jpg", tmp_path / "train/cat/0.jpg")
+    with pytest.raises(
+        ParamsError, match=r"data\.source: train in .* have class folders, but other folders are beside"
+    ):
+        load_source(str(tmp_path))
+
+
+def test_images_and_tables_in_one_place_are_not_guessed_about(tmp_path, photo):
+    save(photo, tmp_path / "assets/preview.png")
+    parquet(tmp_path / "train.parquet", [0, 1], Value("int64"))
+    with pytest.raises(ParamsError, match=r"data\.source: .* has images and tables \(\.parquet\); name the place"):
+        load_source(str(tmp_path))
+    (tmp_path / "train.parquet").unlink()
+    (tmp_path / "assets/features.h5").write_bytes(b"which Pillow only claims to read")
+    assert load_source(str(tmp_path)).left_out == ["1 files that are not images (.h5)"]
+
+
+def test_a_saved_data_set_is_not_written_to(tmp_path):
+    rows = {"image": [{"bytes": b"", "path": None}] * 2, "label": ["b", "a"]}
+    features = Features({"image": ImageColumn(), "label": Value("string")})
+    Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    before = fingerprint(str(tmp_path / "saved"))
+    source = load_source(str(tmp_path / "saved"))
+    assert (source.classes, source.data["label"][:]) == (["a", "b"], [1, 0])
+    assert fingerprint(str(tmp_path / "saved")) == before
+
+
+def test_labels_of_several_kinds_are_refused(tmp_path, photo):
+    save(photo, tmp_path / "0.jpg", tmp_path / "1.jpg")
+    rows = [{"file_name": "0.jpg", "kind": 1}, {"file_name": "1.jpg", "kind": "a"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ParamsError, match=r"^data\.label_column: not one kind of labels"):
+        load_source(str(tmp_path), label_column="kind")
+
+
+def test_what_is_skipped_is_said_in_the_same_words_anywhere(tmp_path, photo):
+    lines = []
+    for place in ("here", "there"):
+        save(photo, tmp_path / place / "a/0.png")
+        (tmp_path / place / "a/1.png").write_text("no image")
+        source = load_source(str(tmp_path / place))
+        lines.append(write_images(source, tmp_path / f"out-{place}", 8, on_error="skip", progress=False))
+    assert lines == [["image 1 (a/1.png): no image that Pillow knows"]] * 2
+
+
 def parquet(path: Path, labels: list, kind: object = None, images: list | None = None) -> str:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(buffer, format="PNG")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from accelerate import PartialState
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gat.config import ParamsError
 from gat.data.shards import SHARD, Advance, write_shards
@@ -150,10 +150,17 @@ def _failures(
         if isinstance(image, Exception):
             if on_error == "stop":
                 raise BrokenImageError(
-                    f"data.on_error: {_name(cell, row)} cannot be read ({image}); skip leaves such images out"
+                    f"data.on_error: {_name(cell, row)} cannot be read ({_reason(image)}); skip leaves such images out"
                 )
-            lines.append(f"{_name(cell, row)}: {image}")
+            lines.append(f"{_name(cell, row)}: {_reason(image)}")
     return lines
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without places on this machine, which Pillow names: `images.json` is the same everywhere."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image that Pillow knows"
+    return re.sub(r"<_io\.[^>]*>|'/[^']*'|\"/[^\"]*\"", "it", str(error))
 
 
 def _write_info(folder: Path, size: int, source: Source) -> None:
@@ -214,9 +221,10 @@ class Images:
     def class_examples(self, classes: int = 10, each: int = 10) -> np.ndarray:
         """Evenly spaced images of each of the first classes, class after class: uint8 (N, H, W, 3).
 
-        Classes with fewer than `each` images are skipped.
+        Classes with fewer than `each` images are skipped; where all have fewer, as many are shown as one has.
         """
         rows = [np.flatnonzero(self.labels == label) for label in range(len(self.classes))]
+        each = min(each, max(map(len, rows)))
         enough = [own for own in rows if len(own) >= each][:classes]
         return self[np.concatenate([own[np.linspace(0, len(own) - 1, each).astype(int)] for own in enough])]
 

@@ -1,7 +1,7 @@
 """Where images come from: a folder of images, Parquet and what else `datasets` reads, a hub id, or digits in a package.
 
 A folder of images is walked here; `datasets` would decide by words in file names what is a split, and leave out the
-rest without a word. Every file of it that looks like an image is in `Source.data`, or has a line in `Source.left_out`.
+rest without a word. Every file of it, or of the split chosen, is in `Source.data` or in a line of `Source.left_out`.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from PIL import Image
 from gat.config import ParamsError
 
 EMBEDDED = "mnist5k"
+METADATA = ("metadata.csv", "metadata.jsonl")
 FOLDER_LABEL = "label"  # the column that the class folders are
 SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing"}
 READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
@@ -61,9 +62,13 @@ def load_source(
         ParamsError: there is no such source, split or column, it cannot be read, or labels are not classes.
     """
     path = Path(source)
+    try:
+        image_folder = source != EMBEDDED and _is_image_folder(path)
+    except OSError as error:
+        raise _unreadable(error) from None
     if source == EMBEDDED:
         data = _embedded()
-    elif _is_image_folder(path):
+    elif image_folder:
         if image_column != "image":
             raise ParamsError(f"data.image_column: {image_column!r} is not a column of {source}; it has image")
         return _load_image_folder(path, split, label_column)
@@ -87,10 +92,23 @@ def fingerprint(source: str) -> dict[str, Any]:
     """What tells that a local source has changed: its number of files, and a hash of their names, sizes and times.
 
     Of a hub id, and of the digits in a package, it is the name alone.
+
+    Raises:
+        ParamsError: a folder in it cannot be read.
     """
     path = Path(source)
     if not path.exists():
         return {"source": source}
+    try:
+        lines = _stamps(path)
+    except OSError as error:
+        raise _unreadable(error) from None
+    digest = hashlib.blake2b("\0".join(sorted(lines)).encode(errors="surrogateescape"), digest_size=16)
+    return {"source": source, "files": len(lines), "digest": digest.hexdigest()}
+
+
+def _stamps(path: Path) -> list[str]:
+    """Name, size and time of a file, or of all files below a folder."""
     folders = [path, *(Path(entry.path) for entry in os.scandir(path) if entry.is_dir())] if path.is_dir() else []
     lines: list[str] = [] if folders else [_stamp(path, path.parent)]
     if folders:
@@ -98,8 +116,11 @@ def fingerprint(source: str) -> dict[str, Any]:
         with ThreadPoolExecutor(32) as pool:  # file servers answer slowly, but many questions at a time
             for part in pool.map(lambda folder: [_stamp(Path(file), path) for file in _files(folder)], folders[1:]):
                 lines += part
-    digest = hashlib.blake2b("\0".join(sorted(lines)).encode(errors="surrogateescape"), digest_size=16)
-    return {"source": source, "files": len(lines), "digest": digest.hexdigest()}
+    return lines
+
+
+def _unreadable(error: OSError) -> ParamsError:
+    return ParamsError(f"data.source: {error.filename} cannot be read ({error.strerror})")
 
 
 def _stamp(file: Path, base: Path) -> str:
@@ -126,7 +147,10 @@ def _files(folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) 
 
 def _image_suffixes() -> set[str]:
     Image.init()
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    stubs = {"BUFR", "GRIB", "HDF5", "MPEG"}  # which Pillow knows but cannot read by itself
+    return {
+        suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in stubs
+    }
 
 
 def _is_hidden(relative: str) -> bool:
@@ -167,6 +191,10 @@ def _find_images(folder: Path) -> _Tree:
             left_out.append(f"{name!r}: {'a link to nothing' if Path(file).is_symlink() else 'not a file'}")
         else:
             images.append(name)
+    if images and (tables := sorted(others.keys() & READERS.keys())):
+        raise ParamsError(
+            f"data.source: {folder} has images and tables ({', '.join(tables)}); name the place of either"
+        )
     left_out += [f"{count} files that are not images ({suffix})" for suffix, count in sorted(others.items())]
     return _Tree(images, left_out)
 
@@ -176,9 +204,9 @@ def _load_image_folder(folder: Path, split: str, label_column: str | None) -> So
 
     folder = folder.resolve()
     try:
-        folder, tree = _choose_split(folder, _find_images(folder), split)
+        folder, tree = _choose_split(folder, _find_images(folder), split, label_column)
     except OSError as error:
-        raise ParamsError(f"data.source: {error.filename} cannot be read ({error.strerror})") from None
+        raise _unreadable(error) from None
     if not tree.images:
         found = f"; there are {', '.join(tree.left_out)}" if tree.left_out else ""
         raise ParamsError(f"data.source: there are no images in {folder}{found}")
@@ -213,11 +241,18 @@ def _load_image_folder(folder: Path, split: str, label_column: str | None) -> So
         left_out = left_out + [f"{name!r}: a class folder without images" for name in sorted(empty - {*labels})]
     features = datasets.Features({"image": datasets.Image(decode=False)})
     data = datasets.Dataset.from_dict({"image": [str(folder / name) for name in images]}, features=features)
-    return _checked(data.add_column("label", labels), left_out)
+    try:
+        data = data.add_column("label", labels)
+    except Exception as error:  # pyarrow's, of labels of several kinds
+        raise ParamsError(f"data.label_column: not one kind of labels ({_reason(error)})") from None
+    return _checked(data, left_out)
 
 
-def _choose_split(folder: Path, tree: _Tree, split: str) -> tuple[Path, _Tree]:
-    """The folder in which the class folders are: the one of a split, if all images lie in classes of splits."""
+def _choose_split(folder: Path, tree: _Tree, split: str, label_column: str | None) -> tuple[Path, _Tree]:
+    """The folder in which the classes are: the one of a split, if all images lie in classes of splits.
+
+    Where classes are not folders, images lie in the folders of splits themselves.
+    """
     parts = [Path(name).parts for name in tree.images]
     splits = sorted({part[0] for part in parts})
     by_split = all(part[0].lower() in SPLIT_WORDS for part in parts)
@@ -228,7 +263,15 @@ def _choose_split(folder: Path, tree: _Tree, split: str) -> tuple[Path, _Tree]:
             f"data.source: some of {', '.join(splits)} in {folder} have class folders, but {without!r} lies in none; "
             "name one of them"
         )
-    if by_split and with_classes == {True}:
+    nested = sorted({part[0] for part in parts if len(part) > 2 and part[0].lower() in SPLIT_WORDS})
+    if nested and not by_split:
+        raise ParamsError(
+            f"data.source: {', '.join(nested)} in {folder} have class folders, but other folders are beside them; "
+            "name one of them"
+        )
+    metadata = any((folder / split / name).exists() for name in METADATA)
+    flat = with_classes == {False} and (label_column != FOLDER_LABEL or metadata) and split in splits
+    if by_split and (with_classes == {True} or flat):
         if split not in splits:
             raise ParamsError(f"data.split: {split!r} is not allowed; allowed: {', '.join(splits)}, as in {folder}")
         return folder / split, _find_images(folder / split)
@@ -241,7 +284,7 @@ def _read_metadata(folder: Path, label_column: str) -> dict[str, Any] | None:
     """Labels by file name, of a table in the folder that has such a column; None: there is none."""
     import pandas as pd
 
-    for path in (folder / "metadata.csv", folder / "metadata.jsonl"):
+    for path in (folder / name for name in METADATA):
         if not path.exists():
             continue
         try:
@@ -326,7 +369,7 @@ def _checked(data: Any, left_out: list[str]) -> Source:
     kind = datasets.ClassLabel(names=[names[i] for i in present])
     dense = np.searchsorted(present, labels)
     if data.features["label"] != kind or len(present) < len(names):
-        data = data.remove_columns("label").add_column("label", dense.tolist()).cast_column("label", kind)
+        data = data.remove_columns("label").add_column("label", dense.tolist(), feature=kind)  # a cast would be cached
     try:
         return Source(data.cast_column("image", datasets.Image(decode=False)), left_out)
     except Exception as error:  # pyarrow's, of whatever else the column holds

@@ -1,4 +1,4 @@
-"""Samples for evaluation: sample i depends on the seed and on i only."""
+"""Samples for evaluation: sample i depends on the seed, on i, and on how often each class occurs."""
 
 import time
 from functools import lru_cache

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -421,8 +422,14 @@ def _loader(trainer: Trainer, batches: TrainingBatches) -> DataLoader[Batch]:
         batch_size=None,
         sampler=range(trainer.steps_done, trainer.train.steps),
         num_workers=trainer.compute.workers,
+        worker_init_fn=_ignore_sigterm,
         pin_memory=trainer.accelerator.device.type == "cuda",
     )
+
+
+def _ignore_sigterm(_: int) -> None:
+    """In a process that reads data: a launcher's SIGTERM is for the training, which saves and ends this one, too."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _any_process(accelerator: Accelerator, condition: bool) -> bool:
