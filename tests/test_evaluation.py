@@ -236,6 +236,8 @@ def test_recognized_is_the_share_of_samples_taken_for_their_class(rng):
     assert compute_metrics(features, labels, reference, predicted)["recognized"] == pytest.approx(0.7)
     assert "recognized" not in compute_metrics(features, labels, reference)
     assert "kid" not in compute_metrics(features, labels, Reference(reference.mu, reference.sigma))
+    labelled = Reference(reference.mu, reference.sigma, features, labels)
+    assert compute_metrics(2 * features, labels, labelled)["spread"] == pytest.approx(4)
 
 
 def test_a_flat_discriminator_and_a_rising_fid_have_a_warning():
