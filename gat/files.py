@@ -1,10 +1,12 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and by one program at a time."""
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def _remove(path: Path) -> None:
@@ -61,3 +63,38 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(temporary)
         raise
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[Callable[[], bool]]:
+    """Hold the lock of a path, after waiting for any program that does; it is free again however this one ends.
+
+    Yields:
+        A function: is another program waiting for the lock? It can then go on from what this one leaves at `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_name(path.name + suffix) for suffix in (".queue", ".lock")]
+    queue, holder = (FileLock(file) for file in files)  # the next one waits for `holder` with `queue` in its hands
+
+    def awaited() -> bool:
+        try:
+            with queue.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    try:
+        for part in (queue, holder):
+            try:
+                part.acquire(timeout=0)
+            except Timeout:
+                print(f"another program is at work on {path}; waiting for it to end", flush=True)
+                part.acquire()
+        queue.release()
+        yield awaited
+        if not awaited():
+            for file in files:
+                file.unlink(missing_ok=True)
+    finally:
+        queue.release()
+        holder.release()

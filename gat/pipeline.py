@@ -1,19 +1,23 @@
 """A trained model as a diffusers pipeline: class labels in, images out, in one step."""
 
 import difflib
+import json
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from gat.data.vae import decode
+from gat.data.pixels import decode
 from gat.gan.networks import Z_DIM, Generator
+from gat.standalone import standalone
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+FETCHING = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 class GATPipeline(DiffusionPipeline):
@@ -25,13 +29,49 @@ class GATPipeline(DiffusionPipeline):
         classes: names by label; None: those of the pipeline that the generator was in before, if any.
     """
 
-    def __init__(self, generator: Generator, vae: AutoencoderKL, classes: list[str] | None = None) -> None:
+    # Any model, since a folder's generator is of the class in the folder's own file.
+    def __init__(self, generator: ModelMixin, vae: AutoencoderKL, classes: list[str] | None = None) -> None:
         super().__init__()
         if classes is None:
             classes = getattr(generator, "class_names", None)
         generator.class_names = classes  # so that `GATPipeline(**pipeline.components)` knows them
         self.register_modules(generator=generator, vae=vae)
         self.register_to_config(classes=classes)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write a folder that also carries the code that it needs, as diffusers' custom components.
+
+        `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` then needs torch and diffusers alone.
+        """
+        if push_to_hub:
+            raise ValueError("push_to_hub: after save_pretrained, call pipeline.push_to_hub(repo_id)")
+        super().save_pretrained(save_directory, *args, **kwargs)
+        folder, own = Path(save_directory), type(self.generator)
+        (folder / "pipeline.py").write_text(standalone(type(self)))
+        (folder / "generator/networks.py").write_text(standalone(own))
+        code = {"_class_name": ["pipeline", type(self).__name__], "generator": ["networks", own.__name__]}
+        for path in (folder / self.config_name, folder / "generator/config.json", folder / "vae/config.json"):
+            config = json.loads(path.read_text()) | (code if path.name == self.config_name else {})
+            config.pop("_name_or_path", None)  # where this machine had it
+            path.write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, generator: Generator | None = None, vae: AutoencoderKL | None = None, **kwargs: Any
+    ) -> Self:
+        """Load a folder or a repository of the hub with the code at hand, not with the one that it carries.
+
+        Args:
+            source: what `save_pretrained` wrote, or the name of a repository.
+            generator: instead of the source's.
+            vae: instead of the source's.
+            **kwargs: of diffusers' models: `torch_dtype`, `variant`, `revision`, `token`, …
+        """
+        kwargs.pop("trust_remote_code", None)
+        fetching = {key: kwargs[key] for key in FETCHING if key in kwargs}
+        classes = cls.load_config(source, **fetching)["classes"]
+        generator = generator or Generator.from_pretrained(source, subfolder="generator", **kwargs)
+        return cls(generator, vae or AutoencoderKL.from_pretrained(source, subfolder="vae", **kwargs), classes)
 
     @torch.no_grad()
     def __call__(

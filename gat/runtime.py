@@ -1,9 +1,11 @@
 """The machine: devices, processes and threads."""
 
-import contextlib
 import ctypes
 import os
+import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.utils import GradientAccumulationPlugin
 
 from gat.config import Compute
-from gat.files import replace
+from gat.files import atomic_write, lock, replace
 
 PROCESS_GROUP_TIMEOUT = timedelta(days=1)  # the others may wait for one that fetches ImageNet
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
@@ -51,16 +53,28 @@ def keep_memory() -> None:
     Asking again for every large tensor costs up to a quarter of a training step on a CPU.
     """
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
+        with suppress(OSError, AttributeError):  # a C library other than glibc
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(M_MMAP_MAX, 0)
             libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def publish(folder: Path, target: Path) -> None:
-    """Put a complete folder in the place of `target`, once all processes have finished with it."""
+@contextmanager
+def exclusive(folder: Path) -> Iterator[Callable[[], bool]]:
+    """`gat.files.lock` for all processes of this program together; its function answers on the main process."""
+    state = PartialState()
+    with lock(folder) if state.is_main_process else nullcontext(lambda: False) as awaited:
+        state.wait_for_everyone()
+        yield awaited
+
+
+def publish(folder: Path, target: Path, keep: bool = False) -> None:
+    """Put a complete folder, or a copy of it, in the place of `target`, once all processes have finished with it."""
     state = PartialState()
     state.wait_for_everyone()
-    if state.is_main_process:
+    if state.is_main_process and keep:
+        with atomic_write(target) as temporary:
+            shutil.copytree(folder, temporary)
+    elif state.is_main_process:
         replace(folder, target)
     state.wait_for_everyone()

@@ -8,7 +8,7 @@ An interrupted run resumes after the last complete file.
 from gat.config import Params
 from gat.data.images import write_images
 from gat.data.sources import load_source
-from gat.runtime import make_accelerator, publish
+from gat.runtime import exclusive, make_accelerator, publish
 from stages import IMAGES, SOURCE, staging_dir
 
 LINES_SHOWN = 20
@@ -24,10 +24,11 @@ def main(params: Params) -> None:
         print(f"{data.source}: {len(source.data):,} images of {len(source.classes):,} classes")
         show("left out", source.left_out)
     folder = staging_dir("images", data.model_dump(), source.data._fingerprint, SOURCE.read_bytes())
-    skipped = write_images(source, folder, data.resolution, data.encoding, data.on_error)
+    with exclusive(folder) as awaited:
+        skipped = write_images(source, folder, data.resolution, data.encoding, data.on_error)
+        publish(folder, IMAGES, keep=awaited())
     if accelerator.is_main_process:
         show("cannot be read", skipped)
-    publish(folder, IMAGES)
 
 
 def show(what: str, lines: list[str]) -> None:

@@ -11,7 +11,7 @@ from gat.config import Params
 from gat.data.images import Images
 from gat.data.latents import write_latents
 from gat.data.vae import encode, load_vae
-from gat.runtime import make_accelerator, publish
+from gat.runtime import exclusive, make_accelerator, publish
 from stages import IMAGES, LATENTS, VAE, staging_dir
 
 
@@ -21,13 +21,14 @@ def main(params: Params) -> None:
     sources = [(path.name, path.stat().st_size) for path in sorted(IMAGES.iterdir())]
     weights = hashlib.blake2b(next(VAE.glob("*.safetensors")).read_bytes()).hexdigest()
     folder = staging_dir("latents", sources, params.data.mirror, weights)
-    write_latents(
-        Images(IMAGES),
-        lambda batch: encode(vae, batch),
-        folder,
-        vae.config["scaling_factor"],
-        params.data.mirror,
-        params.compute.vae_batch,
-        params.compute.workers,
-    )
-    publish(folder, LATENTS)
+    with exclusive(folder) as awaited:
+        write_latents(
+            Images(IMAGES),
+            lambda batch: encode(vae, batch),
+            folder,
+            vae.config["scaling_factor"],
+            params.data.mirror,
+            params.compute.vae_batch,
+            params.compute.workers,
+        )
+        publish(folder, LATENTS, keep=awaited())

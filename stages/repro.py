@@ -8,6 +8,7 @@ kill, it stops everything that it started; run again, it resumes.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -31,7 +32,7 @@ from stages.processes import SLOT, end_with_parent
 
 SHARED = ([["images"]], [["extractor", "reference"], ["vae", "latents"]])  # jobs that may run side by side, in turn
 QUIET_SECONDS = 60  # between two lines of a job where there is no terminal
-PATIENCE_SECONDS = 20  # with a job that was told to stop
+PATIENCE_SECONDS = 300  # with a job that was told to stop: a large model's checkpoint takes its time
 TAIL = 25  # lines of a failed job to show
 
 
@@ -151,13 +152,25 @@ def run_side_by_side(jobs: list[Job], slots: list[list[str]], console: Console) 
                         job.told = time.monotonic()
                         console.print(f"{job.name}: {job.state}", markup=False, highlight=False, soft_wrap=True)
     finally:
-        for by in (signal.SIGINT, signal.SIGKILL):
-            for job in running.values():
-                job.stop(by)
-            deadline = time.monotonic() + PATIENCE_SECONDS
-            while time.monotonic() < deadline and any(job.process.poll() is None for job in running.values()):  # type: ignore
-                time.sleep(0.1)
+        end(list(running.values()), console)
     return not failed
+
+
+def end(jobs: list[Job], console: Console) -> None:
+    """Have jobs save what they have and end; after a while, or at another Ctrl-C, kill them."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline and any(job.process.poll() is None for job in jobs):  # type: ignore
+            time.sleep(0.1)
+
+    if jobs:
+        console.print("waiting for checkpoints; Ctrl-C again kills at once", highlight=False)
+    for by in (signal.SIGINT, signal.SIGKILL):
+        for job in jobs:
+            job.stop(by)
+        with contextlib.suppress(KeyboardInterrupt):
+            wait()
 
 
 def forget_dead_locks(path: Path = Path(".dvc/tmp/rwlock")) -> None:

@@ -27,7 +27,7 @@ from gat.gan.networks import Generator
 from gat.gan.repa import Teacher
 from gat.gan.training import Metrics, final_gap, fit
 from gat.pipeline import GATPipeline
-from gat.runtime import make_accelerator
+from gat.runtime import exclusive, make_accelerator
 from gat.study import describe, describe_pretrained, fingerprint, make_trainer
 from stages import (
     CHECKPOINTS,
@@ -71,18 +71,37 @@ def train(params: Params, training: Training, accelerator: Accelerator) -> None:
         accelerator.num_processes,
         images=None if teacher is None else Images(IMAGES),
     )
-    vae, extractor = load_vae(VAE, accelerator.device), Extractor(EXTRACTOR, accelerator.device)
-    reference, results = Reference.load(REFERENCE), RESULTS / training.folder
-    live = None
-    if accelerator.is_main_process:  # only there, since it clears the folder first
-        live = Live(str(results / "live"), dvcyaml=None, report=None, save_dvc_exp=False)
+    evaluate = make_evaluate(params, training, accelerator)
+    checkpoints = CHECKPOINTS / fingerprint(params, training, latents, [REFERENCE, *code_of("train")])
+    results, live = RESULTS / training.folder, None
+    with exclusive(checkpoints) as awaited:
+        if accelerator.is_main_process:  # only there, since it clears the folder first
+            live = Live(str(results / "live"), dvcyaml=None, report=None, save_dvc_exp=False)
+        try:
+            history = fit(
+                trainer, batches, checkpoints, evaluate, None if live is None else log_to(live), stop_signals()
+            )
+        except FloatingPointError as error:
+            kept = max(checkpoints.glob("step-*"), default="none")
+            raise FloatingPointError(
+                f"{error}; latest checkpoint: {kept}. A lower train.learning_rate may help, or a larger loss.gamma"
+            ) from None
+        if live is None:
+            return
+        with atomic_write(RUNS / training.folder / "pipeline") as folder:
+            full_precision_vae = AutoencoderKL.from_pretrained(VAE)
+            GATPipeline(trainer.ema, full_precision_vae, latents.classes).save_pretrained(folder)
+        gap = final_gap(history, settings.train.steps)
+        write_json(results / "run.json", description | {"gap": gap})
+        live.end()
+        if not awaited():
+            shutil.rmtree(checkpoints)
 
-    def log(metrics: Metrics) -> None:
-        if live is not None:
-            live.step = int(metrics["step"])
-            for name, value in metrics.items():
-                if name != "step":
-                    live.log_metric(name, value)
+
+def make_evaluate(params: Params, training: Training, accelerator: Accelerator) -> Callable[[Generator], float]:
+    """FID of a generator in training, as the curves have it."""
+    vae, extractor = load_vae(VAE, accelerator.device), Extractor(EXTRACTOR, accelerator.device)
+    reference, samples = Reference.load(REFERENCE), params.settings(training.run).train.eval_samples
 
     def evaluate(generator: Generator) -> float:
         sampler = Sampler(
@@ -92,25 +111,21 @@ def train(params: Params, training: Training, accelerator: Accelerator) -> None:
             vae_batch=params.compute.vae_batch,
             class_counts=reference.class_counts,
         )
-        samples, batch_size = settings.train.eval_samples, params.evaluate.batch_size
-        return fid(compute_features(sampler, extractor, samples, batch_size), reference)
+        return fid(compute_features(sampler, extractor, samples, params.evaluate.batch_size), reference)
 
-    checkpoints = CHECKPOINTS / fingerprint(params, training, latents, [REFERENCE, *code_of("train")])
-    try:
-        history = fit(trainer, batches, checkpoints, evaluate, log, stop_signals())
-    except FloatingPointError as error:
-        kept = max(checkpoints.glob("step-*"), default="none")
-        raise FloatingPointError(
-            f"{error}; latest checkpoint: {kept}. A lower train.learning_rate may help, or a larger loss.gamma"
-        ) from None
-    if live is not None:
-        with atomic_write(RUNS / training.folder / "pipeline") as folder:
-            full_precision_vae = AutoencoderKL.from_pretrained(VAE)
-            GATPipeline(trainer.ema, full_precision_vae, latents.classes).save_pretrained(folder)
-        gap = final_gap(history, settings.train.steps)
-        write_json(results / "run.json", description | {"gap": gap})
-        live.end()
-        shutil.rmtree(checkpoints)
+    return evaluate
+
+
+def log_to(live: Live) -> Callable[[Metrics], None]:
+    """Curves of a training's metrics, a file each."""
+
+    def log(metrics: Metrics) -> None:
+        live.step = int(metrics["step"])
+        for name, value in metrics.items():
+            if name != "step":
+                live.log_metric(name, value)
+
+    return log
 
 
 def stop_signals() -> Callable[[], bool]:

@@ -16,8 +16,9 @@ from PIL import Image
 
 from gat.data.images import Images, center_crop, write_images
 from gat.data.latents import Latents, TrainingBatches, write_latents
+from gat.data.pixels import decode, to_model_range, to_uint8
 from gat.data.sources import load_source
-from gat.data.vae import decode, encode, psnr, to_model_range, to_uint8, train_vae
+from gat.data.vae import encode, psnr, train_vae
 
 
 def test_embedded_digits_are_mnist_padded_to_32(digits):

@@ -1,7 +1,11 @@
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from gat.files import atomic_write, replace
 
@@ -87,3 +91,45 @@ def test_old_folder_is_put_back_when_the_new_one_cannot_be_moved(tmp_path, monke
     with pytest.raises(OSError, match="disk full"):
         replace(tmp_path / "new", tmp_path / "old")
     assert contents(tmp_path) == {"new/weights": "new", "old/weights": "old"}
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from gat.files import lock
+
+place, name, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+with lock(place / "work") as awaited, (place / "log").open("a", buffering=1) as log:
+    log.write(f"{name} begins\\n")
+    time.sleep(seconds)
+    log.write(f"{name} ends{', awaited' if awaited() else ''}\\n")
+"""
+
+
+def start(folder: Path, name: str, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLDER, str(folder), name, str(seconds)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(folder: Path, line: str) -> None:
+    deadline = time.monotonic() + 60
+    while line not in ((folder / "log").read_text() if (folder / "log").exists() else ""):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_programs_wait_for_one_another_and_know_of_it(tmp_path):
+    """Also for one that is killed; the last one leaves no file behind."""
+    first = start(tmp_path, "first", 600)
+    wait_for(tmp_path, "first begins")
+    others = [start(tmp_path, name, 1.5) for name in ("second", "third")]
+    assert all("waiting for it to end" in other.stdout.readline() for other in others)
+    first.kill()
+    first.wait()
+    assert [other.wait(60) for other in others] == [0, 0]
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0] == "first begins"
+    names = [line.split()[0] for line in lines[1:]]
+    assert names in (["second"] * 2 + ["third"] * 2, ["third"] * 2 + ["second"] * 2)
+    assert [line.split(" ", 1)[1] for line in lines[1:]] == ["begins", "ends, awaited", "begins", "ends"]
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]

@@ -200,6 +200,32 @@ def test_killed_training_resumes_to_the_same_bytes(project):
     assert project.type("dvc", "repro").returncode == 0
 
 
+def test_two_programs_with_the_same_work_share_it(project, tmp_path):
+    """As queued experiments of one recipe do, with one folder for what is unfinished: no one spoils another's files."""
+    copies = [Project(tmp_path / name, GAT_CHECKPOINTS=str(tmp_path / "kept")) for name in ("one", "two")]
+    for copy in copies:
+        shutil.copytree(project.folder, copy.folder, symlinks=True)
+        shutil.rmtree(copy.folder / "runs")
+        shutil.rmtree(copy.folder / "data/latents")
+    for stage in (["images"], ["latents"], ["train", "S-2", "0"]):
+        command = ["python", "-m", "stages", *stage]
+        started = [
+            subprocess.Popen(command, cwd=copy.folder, env=copy.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            for copy in copies
+        ]
+        for process in started:
+            said = process.communicate()[0].decode()
+            assert process.returncode == 0, said
+    for name in ("data/images", "data/latents", "runs/S-2/seed-0", "results/S-2/seed-0/live"):
+        want = contents(project.folder / name)
+        assert all(contents(copy.folder / name) == want for copy in copies), name
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def running(folder: Path) -> list[str]:
     """Command lines of the processes that work in a folder."""
     found = []

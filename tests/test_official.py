@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from gat.data.vae import decode
+from gat.data.pixels import decode
 from gat.gan.networks import SIZES, Generator
 from gat.official import convert, head_count, load_discriminator, load_generator, read_checkpoint, size_name
 from gat.pipeline import GATPipeline

@@ -138,6 +138,8 @@ def test_folder_is_published_once_a_slow_process_has_read_it(tmp_path):
     on_two_processes(__file__, tmp_path)
     assert (tmp_path / "out/images.json").read_text() == "[]"
     assert not (tmp_path / "work").exists()
+    publish(tmp_path / "out", tmp_path / "copy", keep=True)
+    assert [(tmp_path / name / "images.json").read_text() for name in ("out", "copy")] == ["[]", "[]"]
 
 
 if __name__ == "__main__":  # one of two processes

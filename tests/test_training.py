@@ -147,6 +147,9 @@ def test_a_training_told_to_stop_saves_and_resumes_to_the_same_end(accelerator, 
     with pytest.raises(KeyboardInterrupt, match="stopped after step 20"):
         fit(told, batches, tmp_path, stop=lambda: told.steps_done > 7)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000020.safetensors"]
+    late, batches = make_trainer(accelerator, latents, steps=50)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 50"):  # nothing after it is to begin
+        fit(late, batches, tmp_path, stop=lambda: late.steps_done > 47)
     resumed, batches = make_trainer(accelerator, latents, steps=50)
     assert fit(resumed, batches, tmp_path, stop=lambda: False) == history
     for name, tensor in whole.state().items():

@@ -13,16 +13,7 @@ from tqdm import trange
 
 from gat.config import norm_groups
 from gat.data.images import Images
-
-
-def to_model_range(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [−1, 1]."""
-    return torch.tensor(images, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Float (B, 3, H, W) in [−1, 1] to uint8 (B, H, W, 3), rounded and clipped."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+from gat.data.pixels import decode, to_model_range
 
 
 def downsampling_factor(vae: AutoencoderKL) -> int:
@@ -95,13 +86,6 @@ def encode(vae: AutoencoderKL, images: np.ndarray) -> tuple[Tensor, Tensor]:
     """Posterior mean and standard deviation, each float (B, C, h, w) and unscaled, of uint8 images (B, H, W, 3)."""
     posterior = vae.encode(to_model_range(images, vae.device).to(vae.dtype)).latent_dist
     return posterior.mean.float(), posterior.std.float()
-
-
-@torch.no_grad()
-def decode(vae: AutoencoderKL, latents: Tensor, batch_size: int = 64) -> Tensor:
-    """Images uint8 (B, H, W, 3) of latents (B, C, h, w), scaled as the generator makes them, `batch_size` at a time."""
-    scaled = (latents / vae.config["scaling_factor"]).to(vae.dtype)
-    return torch.cat([to_uint8(vae.decode(part).sample) for part in scaled.split(batch_size)])
 
 
 def reconstruct(vae: AutoencoderKL, images: np.ndarray, batch_size: int = 64) -> np.ndarray:

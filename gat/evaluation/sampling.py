@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gat.config import ParamsError
-from gat.data.vae import decode
+from gat.data.pixels import decode
 from gat.evaluation.features import SampleFn
 from gat.gan.networks import Z_DIM, Generator
 from gat.seeds import generator_of
@@ -95,15 +95,13 @@ class Sampler:
         return self._sample(*sample_inputs(self.seed, start, stop, self.cycle))
 
     def class_examples(self, classes: int = 10, each: int = 10) -> np.ndarray:
-        """Samples of the first classes, class after class, as in a cycle through all: uint8 (N, H, W, 3)."""
-        count = self.generator.config["classes"]
-        rows = [
-            sample_inputs(self.seed, label + i * count, label + i * count + 1, torch.arange(count))
-            for label in range(min(classes, count))
-            for i in range(each)
-        ]
-        z, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        return self._sample(z, labels)
+        """Samples of the first classes, class after class: uint8 (N, H, W, 3).
+
+        The i-th of a class is the pipeline's image for `generator=torch.Generator().manual_seed(i)`.
+        """
+        noise = torch.cat([torch.randn(1, Z_DIM, generator=torch.Generator().manual_seed(i)) for i in range(each)])
+        labels = torch.arange(min(classes, self.generator.config["classes"]))
+        return self._sample(noise.repeat(len(labels), 1), labels.repeat_interleave(each))
 
 
 def save_npz(images: SampleFn, path: Path, count: int, batch_size: int) -> None:

@@ -14,7 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gat.gan import ops
+from gat.gan.ops import RMS_EPS, attention, linear, qk_norm, rms_norm, rotate, swiglu
 
 
 class Size(NamedTuple):
@@ -66,10 +66,10 @@ class RMSNorm(nn.RMSNorm):
     """RMS normalization with a weight, eps 1e-6."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__(dim, eps=ops.RMS_EPS)
+        super().__init__(dim, eps=RMS_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, self.weight)
+        return rms_norm(x, self.weight)
 
 
 class Attention(nn.Module):
@@ -89,9 +89,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: Tensor, queries: int | None = None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, heads, head_dim)
         qk, v = qkv.split([2, 1], dim=2)
-        qk = ops.rotate(ops.qk_norm(qk, self.q_norm.weight, self.k_norm.weight), rope).to(v.dtype)
+        qk = rotate(qk_norm(qk, self.q_norm.weight, self.k_norm.weight), rope).to(v.dtype)
         q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), v[:, :, 0]))  # (B, heads, T, head_dim)
-        x = ops.attention(q[:, :, :queries], k, v)
+        x = attention(q[:, :, :queries], k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
@@ -105,14 +105,14 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w3(ops.swiglu(x, self.w12.weight, self.w12.bias))
+        return self.w3(swiglu(x, self.w12.weight, self.w12.bias))
 
 
 class MappingLinear(nn.Linear):
     """Linear layer stored 100 times too large, so that Adam changes it 100 times more slowly (StyleGAN)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias) * LR_MULTIPLIER
+        return linear(x, self.weight, self.bias) * LR_MULTIPLIER
 
 
 def mapping_network(dim_in: int, dim: int) -> nn.Sequential:
@@ -178,8 +178,8 @@ class GeneratorBlock(nn.Module):
 
     def forward(self, h: Tensor, w: Tensor, rope: Tensor) -> Tensor:
         scale1, gate1, scale2, gate2 = self.adaLN_modulation(w)[:, None].chunk(4, dim=-1)
-        h = torch.addcmul(h, gate1, self.attn((1 + scale1) * ops.rms_norm(h), rope))
-        return torch.addcmul(h, gate2, self.mlp((1 + scale2) * ops.rms_norm(h)))
+        h = torch.addcmul(h, gate1, self.attn((1 + scale1) * rms_norm(h), rope))
+        return torch.addcmul(h, gate2, self.mlp((1 + scale2) * rms_norm(h)))
 
 
 class FinalLayer(nn.Module):
@@ -193,7 +193,7 @@ class FinalLayer(nn.Module):
 
     def forward(self, h: Tensor, w: Tensor) -> Tensor:
         scale = self.adaLN_modulation(w)[:, None]
-        return self.unpatchify(self.linear((1 + scale) * ops.rms_norm(h)))
+        return self.unpatchify(self.linear((1 + scale) * rms_norm(h)))
 
     def unpatchify(self, x: Tensor) -> Tensor:
         """(B, T, patch² · channels) -> (B, channels, H, W)."""

@@ -392,18 +392,18 @@ def fit(
     loader = _loader(trainer, batches)
     hidden, start = not accelerator.is_main_process, trainer.steps_done
     bar = tqdm(loader, "train", steps, initial=start, unit="step", disable=hidden, mininterval=1)
-    stopping = False
     for batch in bar:
         log.collect(trainer.step(send_to_device(batch, accelerator.device, non_blocking=True)))
         step = trainer.steps_done
         saving = checkpoints is not None and (step % trainer.compute.save_every == 0 or step == steps)
-        if step % LOG_EVERY == 0 or step == steps or saving:  # a checkpoint holds no unfinished row
+        logging = step % LOG_EVERY == 0 or step == steps or saving  # a checkpoint holds no unfinished row
+        if logging:
             log.add_means(step)
             bar.set_postfix(log.postfix(), refresh=False)
-            stopping = step < steps and stop is not None and _any_process(accelerator, stop())
-            saving = saving or (checkpoints is not None and stopping)
         if evaluate is not None and (step % trainer.train.eval_every == 0 or step == steps):
             log.add({"step": step, "fid": evaluate(trainer.ema)})
+        stopping = logging and stop is not None and _any_process(accelerator, stop())
+        saving = checkpoints is not None and (saving or stopping)
         if step == steps or saving:
             trainer.require_finite()
         if saving and checkpoints is not None:
