@@ -29,7 +29,7 @@ def main() -> None:
         sys.exit(f"python -m stages NAME [RUN SEED], with NAME one of {', '.join(ON_ALL_PROCESSES + ON_ONE_PROCESS)}")
     try:
         params = load_params()
-        if SLOT in os.environ:
+        if SLOT in os.environ or LAUNCHED in os.environ:  # launchers start each process in a session of its own
             end_with_parent()
         if name in ON_ALL_PROCESSES and should_relaunch():
             relaunch()

@@ -25,6 +25,10 @@ ROOT = Path(__file__).parent.parent
 SLOW = ("test_graph.py", "test_study.py", "test_scale.py")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=2, help="how often each stage is killed at a random moment")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process of several is alone with them at the end."""
     items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))

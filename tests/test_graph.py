@@ -4,12 +4,15 @@ import ast
 import io
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+from subprocess import DEVNULL
 
 import numpy as np
 import pandas as pd
@@ -200,6 +203,54 @@ def test_killed_training_resumes_to_the_same_bytes(project):
     assert project.type("dvc", "repro").returncode == 0
 
 
+TORCHRUN = f"{Path(sys.executable).parent / 'torchrun'} --nproc_per_node 2"
+KILLED = {
+    "images": (["images"], "", ["data/images"]),
+    "latents": (["latents"], "", ["data/latents"]),
+    "training": (["train", "B-2", "0"], "", ["runs/B-2/seed-0", "results/B-2/seed-0/live"]),
+    "training on two": (["train", "B-2", "0"], TORCHRUN, ["runs/B-2/seed-0", "results/B-2/seed-0/live"]),
+}
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_kills_at_random_moments_change_no_byte(name, project, tmp_path, request):
+    """`pytest --kills 50` kills more often. Of two processes every other kill is of one alone, which ends the other."""
+    stage, launch, outs = KILLED[name]
+    copy, rng = Project(tmp_path / "copy", GAT_LAUNCH=launch), random.Random(request.config.getoption("--kills"))
+    shutil.copytree(project.folder, copy.folder, symlinks=True)
+    copy.replace(train={"steps": 60, "eval_every": 30}, compute={"save_every": 4})
+
+    def start() -> subprocess.Popen[bytes]:
+        command = ["python", "-m", "stages", *stage]
+        return subprocess.Popen(
+            command, cwd=copy.folder, env=copy.env, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
+        )
+
+    begin = time.monotonic()
+    assert start().wait() == 0
+    seconds = time.monotonic() - begin
+    want = {out: contents(copy.folder / out) for out in outs}
+    kills = 0
+    while kills < request.config.getoption("--kills"):
+        process = start()
+        time.sleep(rng.uniform(0, seconds))
+        if process.poll() is not None:  # complete: it begins anew
+            continue
+        workers = psutil.Process(process.pid).children() if kills % 2 else []
+        if workers:
+            rng.choice(workers).kill()
+            assert process.wait(60) != 0
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_for_end(copy.folder)
+        kills += 1
+    assert start().wait() == 0
+    assert {out: contents(copy.folder / out) for out in outs} == want
+    assert not [path for path in copy.folder.rglob(".*") if "unfinished" in path.name or path.name.endswith(".old")]
+    assert not list(copy.folder.glob("checkpoints/*"))
+
+
 def test_two_programs_with_the_same_work_share_it(project, tmp_path):
     """As queued experiments of one recipe do, with one folder for what is unfinished: no one spoils another's files."""
     copies = [Project(tmp_path / name, GAT_CHECKPOINTS=str(tmp_path / "kept")) for name in ("one", "two")]
@@ -235,6 +286,14 @@ def running(folder: Path) -> list[str]:
     return found
 
 
+def wait_for_end(folder: Path) -> None:
+    """Of all processes that work in a folder, within a minute."""
+    deadline = time.monotonic() + 60
+    while running(folder):
+        assert time.monotonic() < deadline, running(folder)
+        time.sleep(0.1)
+
+
 def stop_side_by_side(copy: Project, step: int, by: signal.Signals) -> None:
     """Start all trainings, end their parent with a signal once one has saved a step, and wait for all it started."""
     with subprocess.Popen(
@@ -244,10 +303,7 @@ def stop_side_by_side(copy: Project, step: int, by: signal.Signals) -> None:
             assert process.poll() is None
             time.sleep(0.005)
         process.send_signal(by)
-    deadline = time.monotonic() + 60
-    while running(copy.folder) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not running(copy.folder)
+    wait_for_end(copy.folder)
 
 
 def test_side_by_side_takes_all_it_started_along_and_goes_on(project, tmp_path):
