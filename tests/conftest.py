@@ -1,7 +1,7 @@
 """Small real things that many tests need."""
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
+from project import ROOT as ROOT
+from project import Project
 
 from gat.data.images import Images, write_images
 from gat.data.latents import Latents, write_latents
@@ -21,8 +24,7 @@ settings.register_profile("default", max_examples=60, derandomize=True, **FUZZ)
 settings.register_profile("thorough", max_examples=2000, **FUZZ)
 settings.load_profile("default")
 
-ROOT = Path(__file__).parent.parent
-SLOW = ("test_graph.py", "test_study.py", "test_scale.py")
+SLOW = ("test_graph.py", "test_study.py", "test_scale.py", "test_trust.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,3 +83,21 @@ def float64() -> Iterator[None]:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Project:
+    """The project after what `make repro` types on the smoke profile, committed; for tests to copy, not to change.
+
+    All of pytest-xdist's processes share it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "finished"
+    with FileLock(folder.with_suffix(".lock")):
+        if (folder / "output.txt").exists():
+            return Project(folder)
+        project = Project.copy(folder, "smoke.yaml")
+        output = project.type("python", "-m", "stages.repro", "--jobs", "2").stdout
+        project.commit()
+        (folder / "output.txt").write_text(output)
+        return project

@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import yaml
-from conftest import ROOT
 
+ROOT = Path(__file__).parent.parent
 SOURCES = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "gat", "stages", "profiles")
 
 
@@ -18,6 +20,7 @@ class Project:
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
+        self.prefix: tuple[str, ...] = ()  # of all commands
         venv = Path(sys.executable).parent
         self.env = {
             **os.environ,
@@ -45,7 +48,13 @@ class Project:
         project.commit()
         return project
 
+    def duplicate(self, folder: Path, **environment: str) -> "Project":
+        """A copy with all results, in another folder."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Project(folder, **environment)
+
     def type(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
+        command = (*self.prefix, *command)
         done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
@@ -87,3 +96,24 @@ def ran(output: str) -> list[str]:
         for line in output.splitlines()
         if line.startswith("Running stage '") and "'source'" not in line
     ]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def running(folder: Path) -> list[str]:
+    """Command lines of the processes that work in a folder."""
+    found = []
+    for process in psutil.process_iter(["cwd", "cmdline", "status"]):
+        if process.info["cwd"] == str(folder) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(" ".join(process.info["cmdline"]))
+    return found
+
+
+def wait_for_end(folder: Path) -> None:
+    """Of all processes that work in a folder, within a minute."""
+    deadline = time.monotonic() + 60
+    while running(folder):
+        assert time.monotonic() < deadline, running(folder)
+        time.sleep(0.1)

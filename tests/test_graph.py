@@ -4,23 +4,19 @@ import ast
 import io
 import json
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from subprocess import DEVNULL
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import yaml
 from conftest import ROOT
-from project import Project, ran
+from project import Project, ran, wait_for_end
 
 TRAIN, EVALUATE = "train-model", "evaluate-model"
 STUDY = [f"{run}-{seed}" for run in ("B-2", "B-4", "S-2") for seed in (0, 1)]
@@ -28,17 +24,17 @@ WEIGHTS = "pipeline/generator/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Project:
-    """The project after what `make repro` types on the smoke profile, committed."""
-    project = Project.copy(tmp_path_factory.mktemp("clone") / "project", "smoke.yaml")
-    output = project.type("python", "-m", "stages.repro", "--jobs", "2").stdout
+def project(finished, tmp_path_factory) -> Project:
+    return finished.duplicate(tmp_path_factory.mktemp("clone") / "project")
+
+
+def test_repro_runs_every_stage_and_says_how_long_each_took(finished):
+    output = (finished.folder / "output.txt").read_text()
     assert [line for line in output.splitlines() if re.match(r"(model|images|B-4-1): \d+ s$", line)]
     stages = ["source", "images", "extractor", "reference", "vae", "latents", "floors", "report", TRAIN, EVALUATE]
     stages += [f"{stage}@{training}" for stage in ("train", "evaluate") for training in STUDY]
-    locked = yaml.safe_load((project.folder / "dvc.lock").read_text())["stages"]
+    locked = yaml.safe_load((finished.folder / "dvc.lock").read_text())["stages"]
     assert sorted(locked) == sorted(stages)
-    project.commit()
-    return project
 
 
 def test_repro_makes_the_figure_and_the_tables(project):
@@ -203,97 +199,6 @@ def test_killed_training_resumes_to_the_same_bytes(project):
     assert project.type("dvc", "repro").returncode == 0
 
 
-TORCHRUN = f"{Path(sys.executable).parent / 'torchrun'} --nproc_per_node 2"
-KILLED = {
-    "images": (["images"], "", ["data/images"]),
-    "latents": (["latents"], "", ["data/latents"]),
-    "training": (["train", "B-2", "0"], "", ["runs/B-2/seed-0", "results/B-2/seed-0/live"]),
-    "training on two": (["train", "B-2", "0"], TORCHRUN, ["runs/B-2/seed-0", "results/B-2/seed-0/live"]),
-}
-
-
-@pytest.mark.parametrize("name", KILLED)
-def test_kills_at_random_moments_change_no_byte(name, project, tmp_path, request):
-    """`pytest --kills 50` kills more often. Of two processes every other kill is of one alone, which ends the other."""
-    stage, launch, outs = KILLED[name]
-    copy, rng = Project(tmp_path / "copy", GAT_LAUNCH=launch), random.Random(request.config.getoption("--kills"))
-    shutil.copytree(project.folder, copy.folder, symlinks=True)
-    copy.replace(train={"steps": 60, "eval_every": 30}, compute={"save_every": 4})
-
-    def start() -> subprocess.Popen[bytes]:
-        command = ["python", "-m", "stages", *stage]
-        return subprocess.Popen(
-            command, cwd=copy.folder, env=copy.env, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
-        )
-
-    begin = time.monotonic()
-    assert start().wait() == 0
-    seconds = time.monotonic() - begin
-    want = {out: contents(copy.folder / out) for out in outs}
-    kills = 0
-    while kills < request.config.getoption("--kills"):
-        process = start()
-        time.sleep(rng.uniform(0, seconds))
-        if process.poll() is not None:  # complete: it begins anew
-            continue
-        workers = psutil.Process(process.pid).children() if kills % 2 else []
-        if workers:
-            rng.choice(workers).kill()
-            assert process.wait(60) != 0
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        wait_for_end(copy.folder)
-        kills += 1
-    assert start().wait() == 0
-    assert {out: contents(copy.folder / out) for out in outs} == want
-    assert not [path for path in copy.folder.rglob(".*") if "unfinished" in path.name or path.name.endswith(".old")]
-    assert not list(copy.folder.glob("checkpoints/*"))
-
-
-def test_two_programs_with_the_same_work_share_it(project, tmp_path):
-    """As queued experiments of one recipe do, with one folder for what is unfinished: no one spoils another's files."""
-    copies = [Project(tmp_path / name, GAT_CHECKPOINTS=str(tmp_path / "kept")) for name in ("one", "two")]
-    for copy in copies:
-        shutil.copytree(project.folder, copy.folder, symlinks=True)
-        shutil.rmtree(copy.folder / "runs")
-        shutil.rmtree(copy.folder / "data/latents")
-    for stage in (["images"], ["latents"], ["train", "S-2", "0"]):
-        command = ["python", "-m", "stages", *stage]
-        started = [
-            subprocess.Popen(command, cwd=copy.folder, env=copy.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            for copy in copies
-        ]
-        for process in started:
-            said = process.communicate()[0].decode()
-            assert process.returncode == 0, said
-    for name in ("data/images", "data/latents", "runs/S-2/seed-0", "results/S-2/seed-0/live"):
-        want = contents(project.folder / name)
-        assert all(contents(copy.folder / name) == want for copy in copies), name
-    assert not list((tmp_path / "kept").iterdir())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def running(folder: Path) -> list[str]:
-    """Command lines of the processes that work in a folder."""
-    found = []
-    for process in psutil.process_iter(["cwd", "cmdline", "status"]):
-        if process.info["cwd"] == str(folder) and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(" ".join(process.info["cmdline"]))
-    return found
-
-
-def wait_for_end(folder: Path) -> None:
-    """Of all processes that work in a folder, within a minute."""
-    deadline = time.monotonic() + 60
-    while running(folder):
-        assert time.monotonic() < deadline, running(folder)
-        time.sleep(0.1)
-
-
 def stop_side_by_side(copy: Project, step: int, by: signal.Signals) -> None:
     """Start all trainings, end their parent with a signal once one has saved a step, and wait for all it started."""
     with subprocess.Popen(
@@ -308,8 +213,7 @@ def stop_side_by_side(copy: Project, step: int, by: signal.Signals) -> None:
 
 def test_side_by_side_takes_all_it_started_along_and_goes_on(project, tmp_path):
     """Two trainings are stopped twice with what started them, and end in the bytes of an undisturbed run."""
-    copy = Project(tmp_path / "copy")
-    shutil.copytree(project.folder, copy.folder, symlinks=True)
+    copy = project.duplicate(tmp_path / "copy")
     trainings = [copy.folder / "runs" / name / WEIGHTS for name in ("S-2/seed-0", "B-2/seed-0")]
     undisturbed = [weights.read_bytes() for weights in trainings]
     copy.replace(runs=["S-2", "B-2"], seeds=[0])
@@ -325,8 +229,7 @@ def test_side_by_side_takes_all_it_started_along_and_goes_on(project, tmp_path):
 
 
 def test_failure_is_shown_and_ends_the_whole(project, tmp_path):
-    copy = Project(tmp_path / "copy")
-    shutil.copytree(project.folder, copy.folder, symlinks=True)
+    copy = project.duplicate(tmp_path / "copy")
     copy.replace(runs=["S-2"], seeds=[0], train={"batch_size": 15}, compute={"micro_batch": 4})
     done = copy.type("python", "-m", "stages.repro", "--jobs", "1", check=False)
     assert done.returncode == 1
@@ -345,8 +248,7 @@ def clone(project: Project, folder: Path, store: Path) -> Project:
 
 def test_a_second_clone_pulls_and_redraws_the_same_report(project, tmp_path):
     """Without training; also once a run was removed, whose results the second clone never had."""
-    first = Project(tmp_path / "first")
-    shutil.copytree(project.folder, first.folder, symlinks=True)
+    first = project.duplicate(tmp_path / "first")
     first.type("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
     first.replace(runs=["S-2", "B-2"])
     assert ran(first.type("dvc", "repro").stdout) == ["report"]
@@ -366,8 +268,7 @@ def test_a_second_clone_pulls_and_redraws_the_same_report(project, tmp_path):
 
 
 def test_experiments_go_to_another_clone(project, tmp_path):
-    first = Project(tmp_path / "first")
-    shutil.copytree(project.folder, first.folder, symlinks=True)
+    first = project.duplicate(tmp_path / "first")
     first.type("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
     first.type("git", "clone", "--quiet", "--bare", str(first.folder), str(tmp_path / "hub"))
     first.type("git", "remote", "add", "origin", str(tmp_path / "hub"))

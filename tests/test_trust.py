@@ -1,0 +1,176 @@
+"""What is written survives kills, full disks, other programs and stages typed by hand, on the smoke profile."""
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import DEVNULL
+
+import psutil
+import pytest
+from project import contents, wait_for_end
+
+TORCHRUN = f"{Path(sys.executable).parent / 'torchrun'} --nproc_per_node 2"
+KILLED = {
+    "images": (["images"], "", ["data/images"]),
+    "latents": (["latents"], "", ["data/latents"]),
+    "training": (["train", "B-2", "0"], "", ["runs/B-2/seed-0", "results/B-2/seed-0/live"]),
+    "training on two": (["train", "B-2", "0"], TORCHRUN, ["runs/B-2/seed-0", "results/B-2/seed-0/live"]),
+}
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_kills_at_random_moments_change_no_byte(name, finished, tmp_path, request):
+    """`pytest --kills 50` kills more often. Of two processes every other kill is of one alone, which ends the other."""
+    stage, launch, outs = KILLED[name]
+    copy = finished.duplicate(tmp_path / "copy", GAT_LAUNCH=launch)
+    rng = random.Random(request.config.getoption("--kills"))
+    copy.replace(train={"steps": 60, "eval_every": 30}, compute={"save_every": 4})
+
+    def start() -> subprocess.Popen[bytes]:
+        command = ["python", "-m", "stages", *stage]
+        return subprocess.Popen(
+            command, cwd=copy.folder, env=copy.env, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
+        )
+
+    begin = time.monotonic()
+    assert start().wait() == 0
+    seconds = time.monotonic() - begin
+    want = {out: contents(copy.folder / out) for out in outs}
+    kills = 0
+    while kills < request.config.getoption("--kills"):
+        process = start()
+        time.sleep(rng.uniform(0, seconds))
+        if process.poll() is not None:  # complete: it begins anew
+            continue
+        workers = psutil.Process(process.pid).children() if kills % 2 else []
+        if workers:
+            rng.choice(workers).kill()
+            assert process.wait(60) != 0
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_for_end(copy.folder)
+        kills += 1
+    assert start().wait() == 0
+    assert {out: contents(copy.folder / out) for out in outs} == want
+    assert not [path for path in copy.folder.rglob(".*") if "unfinished" in path.name or path.name.endswith(".old")]
+    assert not list(copy.folder.glob("checkpoints/*"))
+
+
+def test_two_programs_with_the_same_work_share_it(finished, tmp_path):
+    """As queued experiments of one recipe do, with one folder for what is unfinished: no one spoils another's files."""
+    copies = [finished.duplicate(tmp_path / name, GAT_CHECKPOINTS=str(tmp_path / "kept")) for name in ("one", "two")]
+    for copy in copies:
+        shutil.rmtree(copy.folder / "runs")
+        shutil.rmtree(copy.folder / "data/latents")
+    for stage in (["images"], ["latents"], ["train", "S-2", "0"]):
+        command = ["python", "-m", "stages", *stage]
+        started = [
+            subprocess.Popen(command, cwd=copy.folder, env=copy.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            for copy in copies
+        ]
+        for process in started:
+            said = process.communicate()[0].decode()
+            assert process.returncode == 0, said
+    for name in ("data/images", "data/latents", "runs/S-2/seed-0", "results/S-2/seed-0/live"):
+        want = contents(finished.folder / name)
+        assert all(contents(copy.folder / name) == want for copy in copies), name
+    assert not list((tmp_path / "kept").iterdir())
+
+
+STAGES = ["source", "images", "extractor", "reference", "vae", "latents", "floors", "train B-2 0", "evaluate B-2 0"]
+STAGES += ["train model", "evaluate model", "report"]
+AS_ORDINARY_USER = ("setpriv", "--bounding-set=-all")  # without root's right to write to what is read-only
+
+
+@pytest.mark.parametrize("prefix", [(), *([AS_ORDINARY_USER] if os.geteuid() == 0 else [])])
+def test_stages_typed_by_hand_leave_the_cache_as_it_is(prefix, finished, tmp_path):
+    """Where outs are hard links to the cache's read-only files, as root, who may write them, and as others."""
+    copy = finished.duplicate(tmp_path / "copy")
+    copy.prefix = prefix
+    copy.type("dvc", "config", "--local", "cache.type", "hardlink")
+    copy.type("dvc", "checkout", "--relink")
+    cached = copy.folder / ".dvc/cache/files/md5"
+    for path in cached.glob("*/*"):
+        path.chmod(0o444)
+    assert (copy.folder / "data/reference.npz").stat().st_nlink == 2
+    for stage in STAGES:
+        copy.type("python", "-m", "stages", *stage.split())
+    for path in cached.glob("*/*"):
+        assert path.parent.name + path.name.removesuffix(".dir") == hashlib.md5(path.read_bytes()).hexdigest()
+    copy.type("dvc", "checkout", "--force")
+    copy.type("git", "checkout", "--quiet", "reports")  # whose images/s are those of this run
+    assert copy.would_run() == []
+
+
+class SmallDisk:
+    """A tmpfs of 1 MiB in the place of a folder, whose entries it has as links, with a few bytes left."""
+
+    def __init__(self, folder: Path, left: int) -> None:
+        self.folder, kept = folder, folder.with_name(f"{folder.name}-kept")
+        folder.mkdir(exist_ok=True)
+        shutil.copytree(folder, kept, symlinks=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True, capture_output=True)
+        for path in kept.iterdir():
+            (folder / path.name).symlink_to(path)
+        disk = os.statvfs(folder)
+        (folder / "filler").write_bytes(bytes(disk.f_bavail * disk.f_frsize - left))
+
+    def grow(self) -> None:
+        subprocess.run(["mount", "-o", "remount,size=512m", self.folder], check=True)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "--lazy", self.folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory) -> Iterator[list[SmallDisk]]:
+    """Small disks are appended, and unmounted in the end."""
+    made: list[SmallDisk] = []
+    try:
+        SmallDisk(tmp_path_factory.mktemp("disk"), 0).unmount()
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        pytest.skip("needs the right to mount a tmpfs")
+    yield made
+    for disk in made:
+        disk.unmount()
+
+
+FULL = [(stage, "data") for stage in ("source", "images", "extractor", "reference", "vae", "latents", "floors")]
+FULL += [(stage, "checkpoints") for stage in ("images", "latents", "train B-2 0")]
+FULL += [("train B-2 0", "runs/B-2/seed-0"), ("train B-2 0", "results/B-2/seed-0")]
+FULL += [("evaluate B-2 0", "results/B-2/seed-0"), ("report", "reports")]
+OUTS = {"train": "runs/B-2/seed-0/pipeline", "evaluate": "results/B-2/seed-0/metrics.json", "report": "reports"}
+
+
+@pytest.mark.parametrize(("stage", "place"), FULL)
+def test_full_disk_is_one_line_and_nothing_is_lost(stage, place, finished, tmp_path, disks):
+    copy, command = finished.duplicate(tmp_path / "copy"), ("python", "-m", "stages", *stage.split())
+    out = copy.folder / OUTS.get(stage.split()[0], f"data/{stage}")
+    if not out.exists():  # a file
+        out = next(out.parent.glob(f"{out.name}.*"))
+    want = snapshot(out)
+    disks.append(
+        disk := SmallDisk(copy.folder / place, 0 if place.startswith("results") or stage == "source" else 4096)
+    )
+    done = copy.type(*command, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert "the disk is full; what was complete stays, and the next run goes on" in done.stderr.splitlines()[-1]
+    assert snapshot(out) == want
+    disk.grow()
+    copy.type(*command)
+    assert snapshot(out) == want
+
+
+def snapshot(path: Path) -> dict[str, bytes]:
+    """The bytes of a file or of all files of a folder, but for what is timed."""
+    files = contents(path) if path.is_dir() else {path.name: path.read_bytes()}
+    return {name: data for name, data in files.items() if "evaluation.json" not in name and name != "filler"}
