@@ -15,11 +15,10 @@ import sys
 from pathlib import Path
 
 from gat.config import ParamsError, load_params
-from stages.processes import SLOT, end_with_parent
+from stages.processes import LAUNCHED, SLOT, end_with_parent, launched_by_this
 
 ON_ONE_PROCESS = ("source", "extractor", "vae", "report")
 ON_ALL_PROCESSES = ("images", "reference", "latents", "floors", "train", "evaluate")
-LAUNCHED = "GAT_LAUNCHED"  # set for the processes of a stage that was started again
 
 
 def main() -> None:
@@ -65,7 +64,7 @@ def relaunch() -> None:
     """Replace this process by the launcher of all of them."""
     from accelerate.commands.config.config_args import default_config_file
 
-    os.environ[LAUNCHED] = "1"
+    os.environ[LAUNCHED] = launched_by_this()
     if launcher := os.environ.get("GAT_LAUNCH"):
         command = shlex.split(launcher)
     else:

@@ -22,13 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-import psutil
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from gat.config import Params, ParamsError, Training, load_params
-from stages.processes import SLOT, end_with_parent
+from stages.processes import SLOT, end_with_parent, lives
 
 SHARED = ([["images"]], [["extractor", "reference"], ["vae", "latents"]])  # jobs that may run side by side, in turn
 QUIET_SECONDS = 60  # between two lines of a job where there is no terminal
@@ -175,13 +174,6 @@ def end(jobs: list[Job], console: Console) -> None:
 
 def forget_dead_locks(path: Path = Path(".dvc/tmp/rwlock")) -> None:
     """Remove DVC's list of who reads and writes what, if all on it were killed: DVC waits for zombies, too."""
-
-    def lives(pid: int) -> bool:
-        try:
-            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
     if path.exists():
         pids = {int(pid) for pid in re.findall(r'"pid": *(\d+)', path.read_text())}
         if not any(map(lives, pids)):

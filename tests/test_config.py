@@ -1,6 +1,9 @@
+import os
 import re
+import socket
 import subprocess
 import sys
+import unittest.mock
 
 import pytest
 import yaml
@@ -209,6 +212,21 @@ def test_stage_starts_itself_on_all_devices_with_the_machines_precision(environm
     with pytest.raises(StartedError) as started:
         entry.main()
     assert started.value.args[0] == command
+
+
+def test_a_process_whose_launcher_is_dead_ends_instead_of_waiting_for_it(monkeypatch):
+    """As one does that was about to ask the system for a signal when the launcher was killed."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("stages.processes.ctypes.CDLL", lambda name: unittest.mock.MagicMock())  # of this very process
+    monkeypatch.setattr(sys, "argv", ["stages", "train", "S-2", "0"])
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setenv(entry.LAUNCHED, f"{socket.gethostname()}:{gone.pid}")
+    with pytest.raises(SystemExit, match="what launched this process was killed"):
+        entry.main()
+    for alive in (f"{socket.gethostname()}:{os.getpid()}", f"another-node:{gone.pid}"):
+        monkeypatch.setenv(entry.LAUNCHED, alive)
+        entry.end_with_parent()
 
 
 @pytest.mark.parametrize("profile", ["params.yaml", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("profiles/*"))])
