@@ -47,6 +47,28 @@ def test_crop_is_upright_square_rgb():
     assert upright[:, :5].min() == 255
 
 
+@pytest.mark.parametrize("side", [(300, 150), (133, 700), (65, 64)])
+def test_crop_is_adms(side, rng):
+    """Halved as often as twice the size fits, each side by itself; then made small enough, and its middle taken."""
+    image = Image.fromarray(rng.integers(0, 256, (side[1], side[0], 3), dtype=np.uint8))
+    want, (width, height) = image, side
+    while min(width, height) >= 64:
+        width, height = int(width / 2), int(height / 2)
+        want = want.resize((width, height), resample=Image.Resampling.BOX)
+    ratio = 32 / min(width, height)
+    want = np.asarray(want.resize((round(width * ratio), round(height * ratio)), resample=Image.Resampling.BICUBIC))
+    top, left = (want.shape[0] - 32) // 2, (want.shape[1] - 32) // 2
+    assert np.array_equal(np.asarray(center_crop(image, 32)), want[top : top + 32, left : left + 32])
+
+
+def test_examples_of_a_class_are_its_images_from_the_first_to_the_last(digits):
+    examples = digits.class_examples(classes=2, each=3)
+    for label in (0, 1):
+        rows = np.flatnonzero(digits.labels == label)
+        want = digits[rows[[0, (len(rows) - 1) // 2, len(rows) - 1]]]
+        assert np.array_equal(examples[3 * label : 3 * label + 3], want)
+
+
 def test_a_folder_of_class_folders_is_a_source(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):

@@ -299,6 +299,17 @@ def test_adms_reference_is_read_as_it_is(rng, tmp_path):
         read_reference(tmp_path / "bare.npz", "classifier", 64)
 
 
+def test_a_reference_with_code_in_it_is_not_run(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    np.savez(tmp_path / "adm.npz", mu=np.array([Code()], dtype=object), sigma=np.eye(2))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        read_reference(tmp_path / "adm.npz", "inception", 2)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_samples_can_be_saved_as_adm_does(generator, vae, tmp_path):
     sampler = Sampler(generator, vae, 0)
     save_npz(sampler, tmp_path / "out" / "model.npz", 21, 10)

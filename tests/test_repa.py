@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from scipy.interpolate import RectBivariateSpline
 from transformers import Dinov2Config, Dinov2Model
 
+import gat.gan.losses
 from gat.config import Augment, Compute, Loss
 from gat.data.images import Images
 from gat.data.latents import Latents
@@ -123,6 +124,27 @@ def test_discriminators_features_are_of_the_unperturbed_reals():
     )
     torch.testing.assert_close(terms["repa"], want, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(with_teacher, without + 0.7 * want, rtol=1e-4, atol=1e-4)
+
+
+def test_teacher_sees_the_augmentation_of_the_reals(accelerator, latents, digits, teacher, monkeypatch):
+    """The one that the discriminator's reals have in the same step, and not the fakes'."""
+    trainer, batches = make_trainer(accelerator, latents, teacher=teacher, images=digits)
+    seen, reals = [], []
+    see, augmented = teacher.__call__, gat.gan.losses.augment_and_noise
+
+    def watch(images, params, size):
+        seen.append(params)
+        return see(images, params, size)
+
+    def record(images, perturbation, *rest, **options):
+        reals.extend([perturbation.augment] if images.shape[0] == 1 else [])
+        return augmented(images, perturbation, *rest, **options)
+
+    monkeypatch.setattr(trainer, "teacher", watch)
+    monkeypatch.setattr(gat.gan.losses, "augment_and_noise", record)
+    trainer.step(batches[0])
+    assert torch.equal(seen[0].shift, reals[0].shift)
+    assert not torch.equal(trainer.sample_random_numbers(0).perturb_d[1].augment.shift, reals[0].shift)
 
 
 def test_loss_falls_in_training_with_a_random_teacher(accelerator, latents, digits, teacher):

@@ -140,6 +140,13 @@ def test_two_processes_equal_one_and_their_checkpoints_serve_it(accelerator, lat
     assert_states_equal(load_file(tmp_path / "one/two.safetensors"), one.state(), 1e-10)
 
 
+def test_fid_is_measured_at_its_interval_and_at_the_end(accelerator, latents):
+    trainer, batches = make_trainer(accelerator, latents, steps=11, eval_every=4)
+    history = fit(trainer, batches, evaluate=lambda ema: float(trainer.steps_done))
+    assert [row["step"] for row in history if "fid" in row] == [4, 8, 11]
+    assert [row["fid"] for row in history if "fid" in row] == [4, 8, 11]
+
+
 def test_a_training_told_to_stop_saves_and_resumes_to_the_same_end(accelerator, latents, tmp_path):
     whole, batches = make_trainer(accelerator, latents, steps=50)
     history = fit(whole, batches)
