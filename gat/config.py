@@ -105,7 +105,7 @@ class Metrics(_Section):
     labels: Literal["reals", "uniform"]
     classifier: Classifier | None
     reference: PathOrHubId | None
-    reference_features: PositiveInt
+    reference_features: Annotated[int, Field(ge=100)]
 
 
 class Evaluate(_Section):

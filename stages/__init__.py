@@ -25,6 +25,7 @@ LATENTS = Path("data/latents")
 RUNS = Path("runs")  # RUN/seed-N/pipeline and model/pipeline
 RESULTS = Path("results")  # of each training: live, run.json, metrics.json, evaluation.json, samples.png
 REPORTS = Path("reports")
+EXPORTS = Path("exports")  # RUN/seed-N, to give away
 CHECKPOINTS = Path(os.environ.get("GAT_CHECKPOINTS", "checkpoints"))  # of unfinished stages; not an out of DVC's
 
 

@@ -19,7 +19,7 @@ from gat.evaluation.extractor import Extractor
 from gat.evaluation.features import compute_features
 from gat.evaluation.fid import Reference
 from gat.evaluation.grid import image_grid
-from gat.evaluation.metrics import compute_metrics, diverging_fid, flat_discriminator
+from gat.evaluation.metrics import compute_metrics, diverging_fid, few_for_fid, flat_discriminator
 from gat.evaluation.sampling import Sampler, sample_inputs, save_npz
 from gat.files import atomic_write
 from gat.gan.networks import require_finite
@@ -73,23 +73,19 @@ def main(params: Params) -> None:
         Image.fromarray(image_grid(sampler.class_examples(), 10)).save(path)
 
 
-def warnings_of(results: Path, samples: int, reference: Reference, own_reals: bool) -> list[str]:
-    """What is doubtful about a model or its FID; curves are those that training left.
+def curve_of(results: Path, name: str) -> np.ndarray | None:
+    """One of the curves that training left: rows of a step and a value; None: of a pretrained model there is none."""
+    path = results / f"live/plots/metrics/{name}.tsv"
+    return np.loadtxt(path, skiprows=1, ndmin=2) if path.exists() else None
 
-    How many reals there are is known where they are the data set's own.
-    """
-    curves = {}
-    for name in ("gap", "fid"):
-        path = results / f"live/plots/metrics/{name}.tsv"
-        if path.exists():  # a pretrained model has none
-            curves[name] = np.loadtxt(path, skiprows=1, ndmin=2)
+
+def warnings_of(results: Path, samples: int, reference: Reference, own_reals: bool) -> list[str]:
+    """What is doubtful about a model or its FID; how many reals there are is known where they are the data set's."""
+    gap, fids = curve_of(results, "gap"), curve_of(results, "fid")
     counts = reference.class_counts if own_reals else None
-    features, reals = len(reference.mu), None if counts is None else counts.sum()
-    warnings = [] if "gap" not in curves else flat_discriminator(curves["gap"])
-    warnings += [] if "fid" not in curves else diverging_fid(curves["fid"])
-    warnings += [
-        f"FID of {count} {what}, not more than the {features} features"
-        for count, what in ((samples, "samples"), (reals, "reals"))
-        if count is not None and count <= features
+    reals = None if counts is None else int(counts.sum())
+    return [
+        *(flat_discriminator(gap) if gap is not None else []),
+        *(diverging_fid(fids) if fids is not None else []),
+        *few_for_fid(samples, reals, len(reference.mu)),
     ]
-    return warnings

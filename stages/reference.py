@@ -10,11 +10,12 @@ import dataclasses
 
 import numpy as np
 
-from gat.config import Params
+from gat.config import Params, ParamsError
 from gat.data.images import Images
 from gat.evaluation.extractor import Extractor
 from gat.evaluation.features import compute_reference
 from gat.evaluation.fid import read_reference
+from gat.evaluation.metrics import NEIGHBOURS
 from gat.files import atomic_write
 from gat.runtime import make_accelerator
 from stages import EXTRACTOR, IMAGES, REFERENCE
@@ -30,6 +31,9 @@ def main(params: Params) -> None:
     else:
         known, images = read_reference(given, extractor.name, extractor.width)
     computed = None
+    if images is not None and len(images) <= NEIGHBOURS:
+        key = "data.source" if given is None else "metrics.reference"
+        raise ParamsError(f"{key}: {len(images)} images are too few; precision and recall need {NEIGHBOURS + 1}")
     if images is not None:
         keep, batch_size = params.metrics.reference_features, params.evaluate.batch_size
         labels = images.labels if isinstance(images, Images) else None

@@ -19,6 +19,7 @@ from gat.evaluation.grid import image_grid
 from gat.evaluation.metrics import (
     compute_metrics,
     diverging_fid,
+    few_for_fid,
     flat_discriminator,
     kid,
     precision_recall,
@@ -256,6 +257,12 @@ def test_a_flat_discriminator_and_a_rising_fid_have_a_warning():
     assert diverging_fid(curve) == []
     curve[2, 1] = 6.1
     assert diverging_fid(curve) == ["FID diverging: 3 at step 1000, 6.1 at the end"]
+
+
+def test_a_fid_of_fewer_images_than_features_has_a_warning():
+    assert few_for_fid(65, None, 64) == few_for_fid(65, 65, 64) == []
+    assert few_for_fid(64, 65, 64) == ["FID of 64 samples, not more than the 64 features"]
+    assert few_for_fid(65, 64, 64) == ["FID of 64 reals, not more than the 64 features"]
 
 
 def test_features_come_in_the_order_of_the_samples(extractor, digits):

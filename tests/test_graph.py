@@ -14,9 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import ROOT
+from huggingface_hub import ModelCard
+from PIL import Image
 from project import Project, ran, wait_for_end
+
+from gat.pipeline import GATPipeline
 
 TRAIN, EVALUATE = "train-model", "evaluate-model"
 STUDY = [f"{run}-{seed}" for run in ("B-2", "B-4", "S-2") for seed in (0, 1)]
@@ -282,6 +287,28 @@ def test_experiments_go_to_another_clone(project, tmp_path):
     second.type("dvc", "exp", "apply", "wider")
     second.type("dvc", "pull", "evaluate-model")
     assert json.loads((second.folder / "results/model/metrics.json").read_text())["fid"] == fid
+
+
+def test_export_is_a_pipeline_with_a_card_and_no_path_of_this_machine(project):
+    done = project.type("python", "-m", "stages", "export", "B-2", "0")
+    assert "exports/B-2/seed-0" in done.stdout
+    folder = project.folder / "exports/B-2/seed-0"
+    card = ModelCard.load(folder / "README.md")
+    metrics = json.loads((project.folder / "results/B-2/seed-0/metrics.json").read_text())
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
+        key: metrics[key] for key in ("fid", "kid", "precision", "recall", "spread", "recognized")
+    }
+    assert project.type("git", "rev-parse", "HEAD").stdout.strip() in card.text
+    assert "FID of 200 samples" not in card.text
+    image = GATPipeline.from_pretrained(folder)(["7"], generator=torch.Generator().manual_seed(1)).images[0]
+    picture = np.asarray(Image.open(folder / "samples.png"))  # a row a class, a column a seed
+    side = image.height
+    assert np.abs(np.asarray(image).astype(int) - picture[7 * side : 8 * side, side : 2 * side]).max() <= 1
+    for path in folder.rglob("*"):
+        assert path.is_dir() or str(project.folder).encode() not in path.read_bytes()
+    assert project.would_run() == []
+    wrong = project.type("python", "-m", "stages", "export", "B-2", "7", check=False)
+    assert wrong.stderr.splitlines()[-1].endswith("pipeline is missing; first: dvc repro evaluate@B-2-7")
 
 
 def test_experiment_retrains_the_model_under_test_alone(project):

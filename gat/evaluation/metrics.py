@@ -120,3 +120,13 @@ def diverging_fid(curve: np.ndarray) -> list[str]:
     if values[-1] <= DIVERGING * values[best]:
         return []
     return [f"FID diverging: {values[best]:.3g} at step {steps[best]:.0f}, {values[-1]:.3g} at the end"]
+
+
+def few_for_fid(samples: int, reals: int | None, features: int) -> list[str]:
+    """Warnings of a covariance without full rank: of fewer images than features; `reals` None: unknown."""
+    counts = {"samples": samples, "reals": reals}
+    return [
+        f"FID of {count} {images}, not more than the {features} features"
+        for images, count in counts.items()
+        if count is not None and count <= features
+    ]
