@@ -18,7 +18,7 @@ from gat.data.images import Images, center_crop, write_images
 from gat.data.latents import Latents, TrainingBatches, write_latents
 from gat.data.pixels import decode, to_model_range, to_uint8
 from gat.data.sources import load_source
-from gat.data.vae import encode, psnr, train_vae
+from gat.data.vae import downsampling_factor, encode, psnr, train_vae
 
 
 def test_embedded_digits_are_mnist_padded_to_32(digits):
@@ -101,6 +101,7 @@ def test_small_vae_learns_to_rebuild(digits):
     latents = mean * vae.config["scaling_factor"]
     assert latents.std() == pytest.approx(1, abs=0.15)
     assert decode(vae, latents[:2]).shape == (2, 32, 32, 3)
+    assert downsampling_factor(vae) == 2
 
 
 def test_latents_are_the_posteriors_of_images_and_mirror_images(digits, vae, latents):
