@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from helpers import SIZE, assert_states_equal, make_trainer, on_two_processes, relative_error
 from safetensors.torch import load_file, save_file
 from scipy.interpolate import RectBivariateSpline
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 import gat.gan.losses
-from gat.config import Augment, Compute, Loss
+from gat.config import MODEL, Augment, Compute, Loss, Training, load_params
 from gat.data.images import Images
 from gat.data.latents import Latents
 from gat.gan.augment import sample_augment_params
@@ -20,6 +21,7 @@ from gat.gan.losses import Features, Perturbation, augment_and_noise, discrimina
 from gat.gan.networks import Discriminator
 from gat.gan.repa import Teacher
 from gat.gan.training import fit
+from gat.study import describe
 
 
 @pytest.fixture(scope="session")
@@ -155,6 +157,15 @@ def test_teacher_sees_the_augmentation_of_the_reals(accelerator, latents, digits
     trainer.step(batches[0])
     assert torch.equal(seen[0].shift, reals[0].shift)
     assert not torch.equal(trainer.sample_random_numbers(0).perturb_d[1].augment.shift, reals[0].shift)
+
+
+def test_the_head_for_the_teacher_costs_a_pass_of_the_reals_forward_and_two_backward(latents, teacher):
+    params = load_params(ROOT / "profiles/smoke.yaml")
+    with_head, without = (describe(params, Training(MODEL, 0), latents, network) for network in (teacher, None))
+    head = with_head["discriminator_gmacs"] - without["discriminator_gmacs"]
+    assert head > 0
+    samples = params.train.batch_size * params.train.steps
+    assert with_head["train_gflops"] - without["train_gflops"] == pytest.approx(3 * head * samples)
 
 
 def test_loss_falls_in_training_with_a_random_teacher(accelerator, latents, digits, teacher):
