@@ -32,7 +32,13 @@ def plain_name(source: str) -> str:
 
 
 def model_card(
-    results: Mapping[str, Any], settings: Settings, source: str, resolution: int, commit: str, command: str
+    results: Mapping[str, Any],
+    settings: Settings,
+    source: str,
+    resolution: int,
+    commit: str,
+    command: str,
+    reference: str | None = None,
 ) -> str:
     """Markdown with the metadata of a hub in front.
 
@@ -43,8 +49,10 @@ def model_card(
         resolution: of the images, pixels.
         commit: of this project.
         command: that trains the model.
+        reference: of FID, where that is not the images.
     """
     name, metrics = plain_name(source), {key: results[key] for key in NAMES if key in results}
+    measured_on = name if reference is None else plain_name(reference)
     title, task = f"{results['run']}-seed-{results['seed']}", "unconditional-image-generation"
     data = ModelCardData(
         license="other",
@@ -56,8 +64,8 @@ def model_card(
         eval_results=[
             EvalResult(
                 task_type=task,
-                dataset_type=name,
-                dataset_name=name,
+                dataset_type=measured_on,
+                dataset_name=measured_on,
                 metric_type=key,
                 metric_name=NAMES[key],
                 metric_value=v,

@@ -332,7 +332,7 @@ class Params(_Section):
         _require_file("metrics.reference", self.metrics.reference)
         if self.metrics.extractor == "inception":
             for key, samples in self._sample_counts():
-                _require(samples >= INCEPTION_FEATURES, key, samples, f"{INCEPTION_FEATURES} or more, one a feature")
+                _require(samples > INCEPTION_FEATURES, key, samples, f"more than {INCEPTION_FEATURES}, one a feature")
         trained_here = self.metrics.extractor == "classifier"
         _require(not trained_here or self.metrics.classifier is not None, "metrics.classifier", None, "its recipe")
         for name in (MODEL, *self.runs):

@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all, and by one program at a time."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -7,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks say
 
 
 def _remove(path: Path) -> None:
@@ -69,12 +72,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def lock(path: Path) -> Iterator[Callable[[], bool]]:
     """Hold the lock of a path, after waiting for any program that does; it is free again however this one ends.
 
+    On a file system without locks it says so, and holds nothing.
+
     Yields:
         A function: is another program waiting for the lock? It can then go on from what this one leaves at `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_name(path.name + suffix) for suffix in (".queue", ".lock")]
-    queue, holder = (FileLock(file) for file in files)  # the next one waits for `holder` with `queue` in its hands
+    # The next program waits for `holder` with `queue` in its hands.
+    queue, holder = (FileLock(file, fallback_to_soft=False) for file in files)
 
     def awaited() -> bool:
         try:
@@ -82,14 +88,24 @@ def lock(path: Path) -> Iterator[Callable[[], bool]]:
                 return False
         except Timeout:
             return True
+        except (OSError, NotImplementedError):
+            return False
+
+    def acquire(part: FileLock) -> None:
+        try:
+            part.acquire(timeout=0)
+        except Timeout:
+            print(f"another program is at work on {path}; waiting for it to end", flush=True)
+            part.acquire()
 
     try:
-        for part in (queue, holder):
-            try:
-                part.acquire(timeout=0)
-            except Timeout:
-                print(f"another program is at work on {path}; waiting for it to end", flush=True)
-                part.acquire()
+        try:
+            acquire(queue)
+            acquire(holder)
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
+            print(f"{path}: this file system has no locks; start no other program with the same work", flush=True)
         queue.release()
         yield awaited
         if not awaited():

@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Optional, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from gat.data.pixels import decode
 from gat.gan.networks import Z_DIM, Generator
-from gat.standalone import standalone
+from gat.standalone import write_standalone
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 FETCHING = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
@@ -29,8 +29,13 @@ class GATPipeline(DiffusionPipeline):
         classes: names by label; None: those of the pipeline that the generator was in before, if any.
     """
 
-    # Any model, since a folder's generator is of the class in the folder's own file.
-    def __init__(self, generator: ModelMixin, vae: AutoencoderKL, classes: list[str] | None = None) -> None:
+    # Any model, since a folder's generator is of the class in its own file. diffusers 0.35 understands `Optional` only.
+    def __init__(
+        self,
+        generator: ModelMixin,
+        vae: AutoencoderKL,
+        classes: Optional[list[str]] = None,  # noqa: UP045
+    ) -> None:
         super().__init__()
         if classes is None:
             classes = getattr(generator, "class_names", None)
@@ -46,10 +51,11 @@ class GATPipeline(DiffusionPipeline):
         if push_to_hub:
             raise ValueError("push_to_hub: after save_pretrained, call pipeline.push_to_hub(repo_id)")
         super().save_pretrained(save_directory, *args, **kwargs)
-        folder, own = Path(save_directory), type(self.generator)
-        (folder / "pipeline.py").write_text(standalone(type(self)))
-        (folder / "generator/networks.py").write_text(standalone(own))
-        code = {"_class_name": ["pipeline", type(self).__name__], "generator": ["networks", own.__name__]}
+        folder = Path(save_directory)
+        code = {
+            "_class_name": write_standalone(folder, "pipeline", type(self)),
+            "generator": write_standalone(folder / "generator", "networks", type(self.generator)),
+        }
         for path in (folder / self.config_name, folder / "generator/config.json", folder / "vae/config.json"):
             config = json.loads(path.read_text()) | (code if path.name == self.config_name else {})
             config.pop("_name_or_path", None)  # where this machine had it

@@ -37,7 +37,7 @@ def staging_dir(stage: str, *key: Any) -> Path:
 
 def code_of(stage: str) -> list[Path]:
     """The files of code that a stage depends on, as dvc.yaml names them."""
-    deps = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][stage]["deps"]
+    deps = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
     paths = [Path(dep) for dep in deps if dep.startswith(("gat/", "stages/"))]
     return [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
 
@@ -48,13 +48,13 @@ def write_json(path: Path, content: object) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def parse_training(params: Params) -> Training:
-    """The training that the command line names: a run of the study and a seed, or `model`.
+def parse_training(params: Params, *arguments: str) -> Training:
+    """The training that the command line, or its arguments, name: a run of the study and a seed, or `model`.
 
     Raises:
         ParamsError: there is no such run, or no seed.
     """
-    name, seed = (*sys.argv[1:3], "", "")[:2]
+    name, seed = (*(arguments or sys.argv[1:3]), "", "")[:2]
     params.settings(name)
     if name != MODEL and not seed.isdecimal():
         raise ParamsError(f"seed: {seed!r} is not allowed; allowed: a number after the run's name, such as {name} 0")

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from gat.config import ParamsError, load_params
-from stages.processes import LAUNCHED, SLOT, end_with_parent, launched_by_this
+from stages.processes import LAUNCHED, PATIENCE_SECONDS, SLOT, end_with_parent, launched_by_this
 
 ON_ONE_PROCESS = ("source", "extractor", "vae", "report", "export")
 ON_ALL_PROCESSES = ("images", "reference", "latents", "floors", "train", "evaluate")
@@ -65,6 +65,7 @@ def relaunch() -> None:
     from accelerate.commands.config.config_args import default_config_file
 
     os.environ[LAUNCHED] = launched_by_this()
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE_SECONDS))
     if launcher := os.environ.get("GAT_LAUNCH"):
         command = shlex.split(launcher)
     else:

@@ -1,16 +1,19 @@
 """A trained model as a folder to give away: runs/…/pipeline, results/… -> exports/…. Not in the graph.
 
-python -m stages export RUN SEED [--push-to-hub USER/NAME]          (`model` needs no seed)
+python -m stages export RUN SEED [--push-to-hub USER/NAME [--public]]          (`model` needs no seed)
 
 The pipeline with the code that it needs, a model card, samples and metrics; uploaded where asked.
 """
 
 import argparse
+import json
 import shutil
 import subprocess
 
+from huggingface_hub import HfApi
+
 from gat.card import model_card, read_results
-from gat.config import MODEL, Params, ParamsError
+from gat.config import MODEL, Params, ParamsError, Training
 from gat.files import atomic_write
 from stages import EXPORTS, RESULTS, RUNS, parse_training
 
@@ -19,14 +22,13 @@ def main(params: Params) -> None:
     """Run the stage."""
     parser = argparse.ArgumentParser(prog="python -m stages export")
     parser.add_argument("run", help=f"of the study, or {MODEL}")
-    parser.add_argument("seed", nargs="?", help="of the training")
+    parser.add_argument("seed", nargs="?", default="", help="of the training")
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload to this repository of the hub")
-    repository = parser.parse_args().push_to_hub
-    training = parse_training(params)
+    parser.add_argument("--public", action="store_true", help="if the repository is new: for all to see")
+    arguments = parser.parse_args()
+    training = parse_training(params, arguments.run, arguments.seed)
+    check(params, training)
     pipeline, results, out = RUNS / training.folder / "pipeline", RESULTS / training.folder, EXPORTS / training.folder
-    for needed in (pipeline, results / "metrics.json"):
-        if not needed.exists():
-            raise ParamsError(f"run: {needed} is missing; first: dvc repro {training.stage('evaluate')}")
     with atomic_write(out) as folder:
         shutil.copytree(pipeline, folder)
         for name in ("samples.png", "metrics.json"):
@@ -38,16 +40,34 @@ def main(params: Params) -> None:
             params.data.resolution,
             commit(),
             f"dvc repro {training.stage('evaluate')}",
+            params.metrics.reference,
         )
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     print(f"{out}: the pipeline, its code and its model card")
-    if repository is not None:
-        from huggingface_hub import HfApi
-
-        hub = HfApi()
-        url = hub.create_repo(repository, exist_ok=True)
-        hub.upload_folder(repo_id=repository, folder_path=out, commit_message=f"GAT {training.folder}")
+    if arguments.push_to_hub is not None:
+        hub, name = HfApi(), arguments.push_to_hub
+        url = hub.create_repo(name, exist_ok=True, private=not arguments.public)
+        stale = ["*.py", "generator/*.py"]
+        hub.upload_folder(repo_id=name, folder_path=out, commit_message=f"GAT {training.folder}", delete_patterns=stale)
         print(url)
+
+
+def check(params: Params, training: Training) -> None:
+    """Whether the training is one of the study, made here, by the code and the params of now.
+
+    Raises:
+        ParamsError: it is not; a card would say what is not so.
+    """
+    known = [other for other in params.trainings if other.run == training.run]
+    if training not in known:
+        raise ParamsError(f"seed: {training.seed} is not allowed; allowed: {', '.join(str(t.seed) for t in known)}")
+    if params.settings(training.run).run.pretrained is not None:
+        raise ParamsError(f"run: {training.run} is pretrained; what is exported was trained here")
+    stages = [training.stage("train"), training.stage("evaluate")]
+    command = ["dvc", "status", "--json", *stages]
+    changed = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    if changed:
+        raise ParamsError(f"run: {', '.join(changed)} would run again; first: dvc repro {stages[-1]}")
 
 
 def commit() -> str:

@@ -5,11 +5,13 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import psutil
 
 SLOT = "GAT_SLOT"  # set for stages that `stages.repro` runs side by side with others
-LAUNCHED = "GAT_LAUNCHED"  # set for those of a stage that was started again: HOST:PID of what launches them
+LAUNCHED = "GAT_LAUNCHED"  # set for those of a stage that was started again: what launches them
+PATIENCE_SECONDS = 300  # with a training that was told to stop: a large model's checkpoint takes its time
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -17,14 +19,20 @@ def end_with_parent() -> None:
     """Have Linux end this process when the one that started it dies, however it dies; at once if that has happened."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    host, _, pid = os.environ.get(LAUNCHED, "").rpartition(":")
-    if host == socket.gethostname() and not lives(int(pid)):
+    machine, _, pid = os.environ.get(LAUNCHED, "").rpartition(":")
+    if machine == _machine() and not lives(int(pid)):
         sys.exit("what launched this process was killed")
 
 
 def launched_by_this() -> str:
     """The value of `LAUNCHED` for processes that this one is going to launch."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    return f"{_machine()}:{os.getpid()}"
+
+
+def _machine() -> str:
+    """Where a number of a process has its meaning: a host, or a container on it."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}:{namespace.readlink() if namespace.is_symlink() else ''}"
 
 
 def lives(pid: int) -> bool:

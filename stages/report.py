@@ -36,7 +36,7 @@ def main(params: Params) -> None:
     with atomic_write(REPORTS / "scaling.csv") as path:
         table.drop(columns="overrides").to_csv(path, index=False, float_format="%.6g")
     with atomic_write(REPORTS / "scaling.md") as path:
-        path.write_text(markdown_page(table, floors, notes_of(params), settings.bootstrap))
+        path.write_text(markdown_page(table, floors, notes_of(params), settings.bootstrap), encoding="utf-8")
 
 
 def remove_results_of_others(params: Params) -> None:

@@ -22,16 +22,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from gat.config import Params, ParamsError, Training, load_params
-from stages.processes import SLOT, end_with_parent, lives
+from stages.processes import PATIENCE_SECONDS, SLOT, end_with_parent, lives
 
 SHARED = ([["images"]], [["extractor", "reference"], ["vae", "latents"]])  # jobs that may run side by side, in turn
 QUIET_SECONDS = 60  # between two lines of a job where there is no terminal
-PATIENCE_SECONDS = 300  # with a job that was told to stop: a large model's checkpoint takes its time
 TAIL = 25  # lines of a failed job to show
 
 
@@ -87,9 +87,13 @@ class Job:
         return time.monotonic() - self.begin
 
     def stop(self, by: signal.Signals) -> None:
-        """Send a signal to it and all that it started."""
+        """Send a signal to it and all that it started; launched processes, in sessions of their own, only SIGKILL."""
         if self.process is not None and self.process.poll() is None:
+            launched = psutil.Process(self.process.pid).children(recursive=True) if by == signal.SIGKILL else []
             os.killpg(self.process.pid, by)
+            for process in launched:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 def training_stages(params: Params) -> list[list[str]]:
@@ -157,11 +161,16 @@ def run_side_by_side(jobs: list[Job], slots: list[list[str]], console: Console) 
 
 def end(jobs: list[Job], console: Console) -> None:
     """Have jobs save what they have and end; after a while, or at another Ctrl-C, kill them."""
+    selector = selectors.DefaultSelector()
+    for job in jobs:
+        selector.register(job.process.stdout, selectors.EVENT_READ)  # type: ignore
 
     def wait() -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline and any(job.process.poll() is None for job in jobs):  # type: ignore
-            time.sleep(0.1)
+            for key, _ in selector.select(timeout=0.1):  # a job that writes to a full pipe would wait
+                if not os.read(key.fd, 65536):
+                    selector.unregister(key.fileobj)
 
     if jobs:
         console.print("waiting for checkpoints; Ctrl-C again kills at once", highlight=False)

@@ -75,12 +75,11 @@ def train(params: Params, training: Training, accelerator: Accelerator) -> None:
     checkpoints = CHECKPOINTS / fingerprint(params, training, latents, [REFERENCE, *code_of("train")])
     results, live = RESULTS / training.folder, None
     with exclusive(checkpoints) as awaited:
+        stop = stop_signals()
         if accelerator.is_main_process:  # only there, since it clears the folder first
             live = Live(str(results / "live"), dvcyaml=None, report=None, save_dvc_exp=False)
         try:
-            history = fit(
-                trainer, batches, checkpoints, evaluate, None if live is None else log_to(live), stop_signals()
-            )
+            history = fit(trainer, batches, checkpoints, evaluate, None if live is None else log_to(live), stop)
         except FloatingPointError as error:
             kept = max(checkpoints.glob("step-*"), default="none")
             raise FloatingPointError(
@@ -94,6 +93,8 @@ def train(params: Params, training: Training, accelerator: Accelerator) -> None:
         gap = final_gap(history, settings.train.steps)
         write_json(results / "run.json", description | {"gap": gap})
         live.end()
+        if stop():  # since the last step; what follows in the graph is not to begin
+            raise KeyboardInterrupt
         if not awaited():
             shutil.rmtree(checkpoints)
 

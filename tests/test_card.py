@@ -23,6 +23,8 @@ def test_card_has_what_was_measured_and_how_it_was_made(settings):
     for part in ("`dvc repro evaluate@S-2-0` at commit abc123", "1.23 million parameters", "learning_rate: 0.0007"):
         assert part in card.text
     assert "Warnings" not in card.text
+    other = ModelCard(model_card(RESULTS, settings, "mnist5k", 32, "abc123", "x", "adm.npz"))
+    assert other.data.eval_results[0].dataset_name == "adm.npz"
     doubtful = model_card(RESULTS | {"warnings": ["FID <diverging>"]}, settings, "mnist5k", 32, "abc123", "x")
     assert "## Warnings\n\n- FID &lt;diverging&gt;" in doubtful
 

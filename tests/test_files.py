@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from gat.files import atomic_write, replace
+from gat.files import atomic_write, lock, replace
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -133,3 +134,23 @@ def test_programs_wait_for_one_another_and_know_of_it(tmp_path):
     assert names in (["second"] * 2 + ["third"] * 2, ["third"] * 2 + ["second"] * 2)
     assert [line.split(" ", 1)[1] for line in lines[1:]] == ["begins", "ends, awaited", "begins", "ends"]
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_where_there_are_no_locks_it_says_so_and_goes_on(number, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with lock(tmp_path / "work") as awaited:
+        assert not awaited()
+    assert "this file system has no locks" in capsys.readouterr().out
+
+
+def test_any_other_error_of_a_lock_is_raised(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match="broken"), lock(tmp_path / "work"):
+        pass

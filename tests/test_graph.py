@@ -308,7 +308,11 @@ def test_export_is_a_pipeline_with_a_card_and_no_path_of_this_machine(project):
         assert path.is_dir() or str(project.folder).encode() not in path.read_bytes()
     assert project.would_run() == []
     wrong = project.type("python", "-m", "stages", "export", "B-2", "7", check=False)
-    assert wrong.stderr.splitlines()[-1].endswith("pipeline is missing; first: dvc repro evaluate@B-2-7")
+    assert wrong.stderr.splitlines()[-1] == "params.yaml: seed: 7 is not allowed; allowed: 0, 1"
+    project.set("train.learning_rate", 1e-3)
+    stale = project.type("python", "-m", "stages", "export", "B-2", "0", check=False)
+    project.type("git", "checkout", "--quiet", "params.yaml")
+    assert stale.stderr.splitlines()[-1].startswith("params.yaml: run: train@B-2-0")
 
 
 def test_experiment_retrains_the_model_under_test_alone(project):

@@ -16,7 +16,7 @@ from gat.gan.networks import Generator
 from gat.pipeline import GATPipeline
 
 TINY = {"width": 16, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8, "classes": 10}
-CARRIED = ("pipeline.py", "generator/networks.py")
+CARRIED = ("pipeline_*.py", "generator/networks_*.py")
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +127,16 @@ def test_folder_loads_where_this_package_is_not_installed(pipeline, tmp_path):
     assert "Expected types" not in done.stderr
     for path in (folder / "images-0.npy", folder / "again/images-1.npy"):
         assert np.array_equal(np.load(path), want)
-    for name in (*CARRIED, "model_index.json", "generator/config.json"):
-        assert (folder / name).read_bytes() == (folder / "again" / name).read_bytes()
+    for pattern in (*CARRIED, "model_index.json", "generator/config.json"):
+        (path,) = folder.glob(pattern)
+        assert path.read_bytes() == (folder / "again" / path.relative_to(folder)).read_bytes()
 
 
 def test_carried_code_needs_torch_and_diffusers_alone(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     for name in CARRIED:
-        tree = ast.parse((tmp_path / name).read_text())
+        (path,) = tmp_path.glob(name)
+        tree = ast.parse(path.read_text())
         modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         needed = {module.split(".")[0] for module in modules} - sys.stdlib_module_names
@@ -147,10 +149,52 @@ def test_code_in_a_folder_is_not_run_unless_it_is_trusted(pipeline, tmp_path):
     """And no folder says where on this machine it came from."""
     pipeline.save_pretrained(tmp_path)
     for name in CARRIED:
-        (tmp_path / name).write_text("raise SystemExit('ran')")
+        (path,) = tmp_path.glob(name)
+        path.write_text("raise SystemExit('ran')")
     loaded = GATPipeline.from_pretrained(tmp_path, trust_remote_code=True)
     assert type(loaded.generator) is Generator
     loaded.save_pretrained(tmp_path / "again")
     for path in (tmp_path / "again").rglob("*.json"):
         assert str(tmp_path) not in path.read_text()
         json.loads(path.read_text())
+
+
+TWO_MODELS = """
+import sys
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+
+def load(folder):
+    return DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+
+def image(pipeline):
+    return pipeline("3", generator=torch.Generator().manual_seed(3), output_type="np").images
+
+first = load(sys.argv[1])
+before = image(first)
+second = load(sys.argv[2])
+assert np.array_equal(image(first), before)
+assert not np.array_equal(image(second), before)
+"""
+
+
+def test_a_model_keeps_its_code_when_one_of_other_code_is_loaded(pipeline, tmp_path):
+    """Of the second one the code was another: it mirrors its images."""
+    pipeline.save_pretrained(tmp_path / "first")
+    pipeline.save_pretrained(tmp_path / "second")
+    (path,) = (tmp_path / "second").glob("pipeline_*.py")
+    other = path.read_text().replace(".permute(0, 2, 3, 1)", ".permute(0, 2, 3, 1).flip(2)", 1)
+    renamed = path.with_name("pipeline_0123456789ab.py")
+    renamed.write_text(other)
+    index = tmp_path / "second/model_index.json"
+    index.write_text(index.read_text().replace(path.stem, renamed.stem))
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", TWO_MODELS, tmp_path / "first", tmp_path / "second"]
+    subprocess.run(command, cwd=tmp_path, env=env, check=True)
+
+
+def test_saving_again_leaves_no_code_of_before(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    (tmp_path / "pipeline_0123456789ab.py").write_text("")
+    pipeline.save_pretrained(tmp_path)
+    assert len(list(tmp_path.rglob("*.py"))) == 2

@@ -49,15 +49,13 @@ def test_kills_at_random_moments_change_no_byte(name, finished, tmp_path, reques
         time.sleep(rng.uniform(0, seconds))
         if process.poll() is not None:  # complete: it begins anew
             continue
-        workers = psutil.Process(process.pid).children() if kills % 2 else []
+        workers = psutil.Process(process.pid).children() if launch and kills % 2 else []
         if workers:
             rng.choice(workers).kill()
-            assert process.wait(60) != 0
         else:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kills += process.wait(120) != 0  # a worker may have been at its end
         wait_for_end(copy.folder)
-        kills += 1
     assert start().wait() == 0
     assert {out: contents(copy.folder / out) for out in outs} == want
     assert not [path for path in copy.folder.rglob(".*") if "unfinished" in path.name or path.name.endswith(".old")]
@@ -88,9 +86,10 @@ def test_two_programs_with_the_same_work_share_it(finished, tmp_path):
 STAGES = ["source", "images", "extractor", "reference", "vae", "latents", "floors", "train B-2 0", "evaluate B-2 0"]
 STAGES += ["train model", "evaluate model", "report"]
 AS_ORDINARY_USER = ("setpriv", "--bounding-set=-all")  # without root's right to write to what is read-only
+AS_ROOT = os.geteuid() == 0 and subprocess.run([*AS_ORDINARY_USER, "true"], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("prefix", [(), *([AS_ORDINARY_USER] if os.geteuid() == 0 else [])])
+@pytest.mark.parametrize("prefix", [(), *([AS_ORDINARY_USER] if AS_ROOT else [])])
 def test_stages_typed_by_hand_leave_the_cache_as_it_is(prefix, finished, tmp_path):
     """Where outs are hard links to the cache's read-only files, as root, who may write them, and as others."""
     copy = finished.duplicate(tmp_path / "copy")

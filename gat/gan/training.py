@@ -422,14 +422,15 @@ def _loader(trainer: Trainer, batches: TrainingBatches) -> DataLoader[Batch]:
         batch_size=None,
         sampler=range(trainer.steps_done, trainer.train.steps),
         num_workers=trainer.compute.workers,
-        worker_init_fn=_ignore_sigterm,
+        worker_init_fn=_ignore_signals,
         pin_memory=trainer.accelerator.device.type == "cuda",
     )
 
 
-def _ignore_sigterm(_: int) -> None:
-    """In a process that reads data: a launcher's SIGTERM is for the training, which saves and ends this one, too."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _ignore_signals(_: int) -> None:
+    """In a process that reads data: Ctrl-C and SIGTERM are for the training, which saves and ends this one, too."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _any_process(accelerator: Accelerator, condition: bool) -> bool:
