@@ -119,6 +119,18 @@ class Evaluate(_Section):
     save_samples: PathOrHubId | None
 
 
+class Showcase(_Section):
+    """What is shown of each run, of its first seed."""
+
+    classes: Annotated[list[NonNegativeInt], Field(min_length=1)] | None
+    seeds: PositiveInt
+    truncation_psi: Annotated[list[UnitInterval], Field(min_length=1)]
+    guidance_scale: Annotated[list[NonNegativeFloat], Field(min_length=1)]
+    neighbours: PositiveInt
+    walk_stops: Annotated[int, Field(ge=2)]
+    walk_frames: PositiveInt
+
+
 class NetworkOverride(_Section):
     """A discriminator's size where it differs from its generator's; null: the same."""
 
@@ -305,6 +317,7 @@ class Params(_Section):
     study: dict[str, Run]
     runs: list[str]
     seeds: Annotated[list[Seed], Field(min_length=1)]
+    showcase: Showcase
     compute: Compute
     report: Report
 

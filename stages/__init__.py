@@ -24,6 +24,7 @@ VAE = Path("data/vae")
 LATENTS = Path("data/latents")
 RUNS = Path("runs")  # RUN/seed-N/pipeline and model/pipeline
 RESULTS = Path("results")  # of each training: live, run.json, metrics.json, evaluation.json, samples.png
+SHOWCASE = Path("showcase")  # RUN, of its first seed: pictures and a video
 REPORTS = Path("reports")
 EXPORTS = Path("exports")  # RUN/seed-N, to give away
 CHECKPOINTS = Path(os.environ.get("GAT_CHECKPOINTS", "checkpoints"))  # of unfinished stages; not an out of DVC's

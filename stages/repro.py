@@ -97,14 +97,15 @@ class Job:
 
 
 def training_stages(params: Params) -> list[list[str]]:
-    """Training and evaluation of each, the longest first: so no slot is idle for long at the end."""
+    """Training, evaluation and pictures of each, the longest first: so no slot is idle for long at the end."""
 
     def work(training: Training) -> float:
         run, _, train, _ = params.settings(training.run)
         return 0.0 if run.pretrained else train.steps * run.depth * (run.width / run.patch) ** 2
 
     ordered = sorted(params.trainings, key=work, reverse=True)
-    return [[training.stage("train"), training.stage("evaluate")] for training in ordered]
+    shown = {Training(run, params.seeds[0]): [f"showcase@{run}"] for run in params.runs}
+    return [[training.stage("train"), training.stage("evaluate"), *shown.get(training, [])] for training in ordered]
 
 
 def phases(params: Params, changed: set[str]) -> list[list[Job]]:

@@ -126,9 +126,10 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
 def test_each_profiles_graph_is_listed_without_a_network(profile, tmp_path):
     project = Project.copy(tmp_path / "project", profile, HF_HUB_OFFLINE="1", HTTPS_PROXY="http://127.0.0.1:9")
     done = project.type("dvc", "repro", "--dry", "--force")
-    trainings = load_params(project.folder / "params.yaml").trainings
+    params = load_params(project.folder / "params.yaml")
     stages = ["images", "extractor", "reference", "vae", "latents", "floors", "report"]
-    stages += [training.stage(stage) for stage in ("train", "evaluate") for training in trainings]
+    stages += [training.stage(stage) for stage in ("train", "evaluate") for training in params.trainings]
+    stages += [f"showcase@{run}" for run in params.runs]
     assert sorted(ran(done.stdout)) == sorted(stages)
 
 

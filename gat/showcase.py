@@ -1,0 +1,106 @@
+"""What a trained model can do, as pictures: sweeps of truncation and guidance, level images, neighbours, a walk."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from scipy.interpolate import CubicSpline
+
+from gat.data.pixels import decode
+from gat.gan.networks import Z_DIM
+from gat.pipeline import GATPipeline
+
+VIDEO_SIDE = 256  # pixels, at least
+FRAMES_PER_SECOND = 24
+
+
+def sweep(
+    pipeline: GATPipeline, labels: Sequence[int], seeds: Sequence[int], option: str, values: Sequence[float]
+) -> np.ndarray:
+    """The same samples at several values of an option of the pipeline: uint8 (labels, values, seeds, H, W, 3).
+
+    Each is made alone, and so is to the bit what the pipeline makes of its label, seed and value.
+    """
+
+    def image(label: int, seed: int, value: float) -> np.ndarray:
+        options: dict[str, Any] = {option: value, "generator": torch.Generator().manual_seed(seed)}
+        return np.asarray(pipeline(label, return_dict=False, **options)[0][0])
+
+    return np.array([[[image(label, seed, value) for seed in seeds] for value in values] for label in labels])
+
+
+def noise(seeds: Sequence[int]) -> torch.Tensor:
+    """Z (B, 64) as the pipeline draws it with one generator for each seed."""
+    return torch.cat([torch.randn(1, Z_DIM, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.no_grad()
+def level_images(pipeline: GATPipeline, labels: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
+    """What the discriminator sees of a sample, without its noise: uint8 (B, K, H, W, 3), the last one the sample."""
+    generator, device = pipeline.generator, pipeline.generator.w_avg.device
+    levels = generator(noise(seeds).to(device), torch.tensor(labels, device=device), return_levels=True)
+    images = [decode(pipeline.vae, level).cpu().numpy() for level in levels]
+    return np.stack(images, axis=1)
+
+
+def nearest(
+    features: np.ndarray, candidates: np.ndarray, count: int, own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest candidates (M, d) to features (N, d): their rows int64 (N, count) and distances (N, count).
+
+    Args:
+        features: of some images.
+        candidates: of the images to compare them with.
+        count: how many, at most M, or M − 1 with `own`.
+        own: (N,) rows of the same images among the candidates, which are passed over.
+    """
+    x, y = torch.from_numpy(features).float(), torch.from_numpy(candidates).float()
+    # Not by products, which lose what is small, such as the distance to a copy.
+    distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    if own is not None:
+        distances[torch.arange(len(own)), torch.from_numpy(own)] = torch.inf
+    values, rows = distances.topk(count, largest=False)
+    return rows.numpy(), values.numpy()
+
+
+@torch.no_grad()
+def walk(pipeline: GATPipeline, labels: Sequence[int], seeds: Sequence[int], frames: int) -> np.ndarray:
+    """A closed curve through the styles w of some samples: uint8 (B · frames, H, W, 3), a sample every `frames`.
+
+    A periodic cubic spline, so that neither place nor speed jumps, nor where the last frame meets the first.
+    """
+    generator, device = pipeline.generator, pipeline.generator.w_avg.device
+    w = generator.mapping(noise(seeds).to(device), torch.tensor(labels, device=device)).float().cpu().numpy()
+    curve = CubicSpline(np.arange(len(w) + 1), np.concatenate([w, w[:1]]), bc_type="periodic")
+    styles = torch.from_numpy(curve(np.arange(len(w) * frames) / frames)).to(device, generator.dtype)
+    latents = torch.cat([generator.synthesis(part)[-1] for part in styles.split(64)])
+    return decode(pipeline.vae, latents).cpu().numpy()
+
+
+def mosaic(images: np.ndarray) -> np.ndarray:
+    """Images (rows, columns, H, W, 3) edge to edge: (rows · H, columns · W, 3)."""
+    rows, columns, height, width, channels = images.shape
+    return images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+
+
+def save_webp(path: Path, picture: np.ndarray) -> None:
+    """Write a picture, uint8 (H, W, 3), as WebP without loss."""
+    Image.fromarray(picture).save(path, format="WEBP", lossless=True, quality=80, method=6)
+
+
+def save_video(path: Path, frames: np.ndarray) -> None:
+    """Write frames, uint8 (T, H, W, 3), as an MP4 of H.264 that every browser plays; small ones are enlarged."""
+    factor = max(1, -(-VIDEO_SIDE // frames.shape[1]))
+    height, width = (side * factor // 2 * 2 for side in frames.shape[1:3])  # H.264 wants even sides
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(FRAMES_PER_SECOND), options={"crf": "20"})
+        stream.width, stream.height, stream.pix_fmt, stream.thread_count = width, height, "yuv420p", 1
+        for pixels in frames:
+            enlarged = pixels.repeat(factor, axis=0).repeat(factor, axis=1)[:height, :width]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(enlarged), format="rgb24")))
+        container.mux(stream.encode())
