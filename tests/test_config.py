@@ -25,6 +25,8 @@ WRONG = [
     (("", "seeds", []), "seeds: [] is not allowed"),
     (("train", "betas", [0.0, 0.9, 0.99]), "train.betas: [0.0, 0.9, 0.99] is not allowed"),
     (("metrics", "reference_features", 3), "metrics.reference_features: 3 is not allowed"),
+    (("showcase", "classes", []), "showcase.classes: [] is not allowed"),
+    (("showcase", "truncation_psi", [0.0, 1.5]), "showcase.truncation_psi.1: 1.5 is not allowed"),
     (("", "seeds", 3), "seeds: 3 is not allowed"),
     (("study", "model", {"width": 12, "depth": 4, "patch": 2}), "study: 'model' is not allowed; allowed: other names"),
     (("data", "source", "./nowhere"), "data.source: './nowhere' is not allowed; allowed: a file or folder that exists"),

@@ -14,6 +14,7 @@ from gat.gan.networks import Discriminator, Generator
 from gat.gan.optim import FusedStep, clip_and_step, make_optimizer, width_aware_learning_rate
 from gat.gan.training import Trainer, final_gap, fit
 from gat.runtime import make_accelerator
+from gat.seeds import seed_of
 
 
 def train(accelerator, latents, steps: int, compute: Compute = Compute()) -> Trainer:  # noqa: B008
@@ -138,6 +139,12 @@ def test_two_processes_equal_one_and_their_checkpoints_serve_it(accelerator, lat
     on_two_processes(__file__, latents.folder, tmp_path / "one")
     assert "resuming at step 10" in capfd.readouterr().out
     assert_states_equal(load_file(tmp_path / "one/two.safetensors"), one.state(), 1e-10)
+
+
+def test_seeds_stay_what_they_were():
+    """All numbers of the study hang on them."""
+    assert (seed_of(1, 2, 3), seed_of(0)) == (6498626229777268288, 7896617691693857887)
+    assert seed_of(1, 2, 3) == int(np.random.SeedSequence((1, 2, 3)).generate_state(1, np.uint64)[0]) // 2
 
 
 def test_fid_is_measured_at_its_interval_and_at_the_end(accelerator, latents):
