@@ -84,7 +84,7 @@ def test_two_programs_with_the_same_work_share_it(finished, tmp_path):
 
 
 STAGES = ["source", "images", "extractor", "reference", "vae", "latents", "floors", "train B-2 0", "evaluate B-2 0"]
-STAGES += ["train model", "evaluate model", "report"]
+STAGES += ["train model", "evaluate model", "showcase B-2 0", "report"]
 AS_ORDINARY_USER = ("setpriv", "--bounding-set=-all")  # without root's right to write to what is read-only
 AS_ROOT = os.geteuid() == 0 and subprocess.run([*AS_ORDINARY_USER, "true"], check=False).returncode == 0
 
@@ -145,8 +145,13 @@ def disks(tmp_path_factory) -> Iterator[list[SmallDisk]]:
 FULL = [(stage, "data") for stage in ("source", "images", "extractor", "reference", "vae", "latents", "floors")]
 FULL += [(stage, "checkpoints") for stage in ("images", "latents", "train B-2 0")]
 FULL += [("train B-2 0", "runs/B-2/seed-0"), ("train B-2 0", "results/B-2/seed-0")]
-FULL += [("evaluate B-2 0", "results/B-2/seed-0"), ("report", "reports")]
-OUTS = {"train": "runs/B-2/seed-0/pipeline", "evaluate": "results/B-2/seed-0/metrics.json", "report": "reports"}
+FULL += [("evaluate B-2 0", "results/B-2/seed-0"), ("showcase B-2 0", "showcase"), ("report", "reports")]
+OUTS = {
+    "showcase": "showcase/B-2",
+    "train": "runs/B-2/seed-0/pipeline",
+    "evaluate": "results/B-2/seed-0/metrics.json",
+    "report": "reports",
+}
 
 
 @pytest.mark.parametrize(("stage", "place"), FULL)
