@@ -1,7 +1,6 @@
 """The model card of a trained model: what it is, how good, how it was made, as Markdown for a hub."""
 
 import html
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,9 +128,3 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """`run.json`, `metrics.json` and `evaluation.json` of a training, together."""
-    parts = (folder / f"{part}.json" for part in ("run", "metrics", "evaluation"))
-    return {key: value for path in parts for key, value in json.loads(path.read_text()).items()}

@@ -49,6 +49,12 @@ def write_json(path: Path, content: object) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def read_results(training: Training) -> dict[str, Any]:
+    """All that is known of a training: its `run.json`, `metrics.json` and `evaluation.json` together."""
+    parts = (RESULTS / training.folder / f"{part}.json" for part in ("run", "metrics", "evaluation"))
+    return {key: value for path in parts for key, value in json.loads(path.read_text()).items()}
+
+
 def parse_training(params: Params, *arguments: str) -> Training:
     """The training that the command line, or its arguments, name: a run of the study and a seed, or `model`.
 

@@ -12,10 +12,10 @@ import subprocess
 
 from huggingface_hub import HfApi
 
-from gat.card import model_card, read_results
+from gat.card import model_card
 from gat.config import MODEL, Params, ParamsError, Training
 from gat.files import atomic_write
-from stages import EXPORTS, RESULTS, RUNS, parse_training
+from stages import EXPORTS, RESULTS, RUNS, parse_training, read_results
 
 
 def main(params: Params) -> None:
@@ -34,7 +34,7 @@ def main(params: Params) -> None:
         for name in ("samples.png", "metrics.json"):
             shutil.copy(results / name, folder)
         card = model_card(
-            read_results(results),
+            read_results(training),
             params.settings(training.run),
             params.data.source,
             params.data.resolution,

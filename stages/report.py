@@ -14,7 +14,7 @@ from PIL import Image
 from gat.config import Params, Training
 from gat.files import atomic_write
 from gat.report import draw_samples, draw_scaling, markdown_page, study_of
-from stages import EXTRACTOR, FLOORS, REALS, REPORTS, RESULTS
+from stages import EXTRACTOR, FLOORS, REALS, REPORTS, RESULTS, read_results
 
 
 def main(params: Params) -> None:
@@ -55,9 +55,7 @@ def remove_results_of_others(params: Params) -> None:
 
 def row_of(params: Params, training: Training) -> dict[str, Any]:
     """All that is known of a training."""
-    row: dict[str, Any] = {"overrides": params.settings(training.run).run.overrides}
-    for part in ("run", "metrics", "evaluation"):
-        row |= json.loads((RESULTS / training.folder / f"{part}.json").read_text())
+    row = {"overrides": params.settings(training.run).run.overrides} | read_results(training)
     row["warnings"] = "; ".join(row["warnings"])
     return row
 
