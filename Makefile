@@ -1,13 +1,16 @@
-# `make repro` and `make test` are all that a fresh clone needs. JOBS=N: trainings side by side, where all cores or
+# `make repro`, `make ablations` and `make test` are all that a fresh clone needs. JOBS=N: trainings side by side, where all cores or
 # GPUs are too many or too few.
 PYTHON ?= python3
 READY := .venv/installed
 # The graph's commands say just `python`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test lint lock
+.PHONY: repro ablations test lint lock
 repro: $(READY)
 	.venv/bin/python -m stages.repro $(if $(JOBS),--jobs $(JOBS))
+
+ablations: $(READY)
+	.venv/bin/python -m stages.repro --ablations $(if $(JOBS),--jobs $(JOBS))
 
 test: $(READY) lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

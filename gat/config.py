@@ -207,7 +207,7 @@ class ModelUnderTest(Run):
 class Levels(_Section):
     """Multi-level noise guidance (paper, section 4.1)."""
 
-    schedule: Literal["exponential", "linear", "none"] = "exponential"
+    schedule: Literal["exponential", "linear", "resized", "none"] = "exponential"
     count: Annotated[int, Field(ge=2)] = 4
 
     @property
@@ -316,6 +316,7 @@ class Params(_Section):
     evaluate: Evaluate
     study: dict[str, Run]
     runs: list[str]
+    ablations: list[str]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     showcase: Showcase
     compute: Compute
@@ -332,13 +333,16 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name in self.runs:
-            _require(name in self.study, "runs", name, "entries of study: " + ", ".join(self.study))
+        for key, names in (("runs", self.runs), ("ablations", self.ablations)):
+            for name in names:
+                _require(name in self.study, key, name, "entries of study: " + ", ".join(self.study))
+        for name in self.ablations:
+            _require(name not in self.runs, "ablations", name, "entries of study that are not in runs")
         _require(MODEL not in self.study, "study", MODEL, "other names; model is the model under test")
         for name in self.study:
             allowed = "names of letters, digits, - and _, since they become names of folders and stages"
             _require(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) is not None, "study", name, allowed)
-        for key, values in (("runs", self.runs), ("seeds", self.seeds)):
+        for key, values in (("runs", self.runs), ("ablations", self.ablations), ("seeds", self.seeds)):
             _require(len({*values}) == len(values), key, values, "each once")
         _require_file("data.source", self.data.source)
         _require_file("vae.pretrained", self.vae.pretrained)
@@ -348,7 +352,7 @@ class Params(_Section):
                 _require(samples > INCEPTION_FEATURES, key, samples, f"more than {INCEPTION_FEATURES}, one a feature")
         trained_here = self.metrics.extractor == "classifier"
         _require(not trained_here or self.metrics.classifier is not None, "metrics.classifier", None, "its recipe")
-        for name in (MODEL, *self.runs):
+        for name in (MODEL, *self.trained):
             self._check_run(name)
         if self.vae.pretrained is None:
             _require(self.vae.recipe is not None, "vae.recipe", None, "a recipe, vae.pretrained being null")
@@ -370,7 +374,7 @@ class Params(_Section):
     def _sample_counts(self) -> Iterator[tuple[str, int]]:
         """From how many samples FIDs are computed, by key."""
         yield "evaluate.samples", self.evaluate.samples
-        for name in (MODEL, *self.runs):
+        for name in (MODEL, *self.trained):
             run, _, train, _ = self.settings(name)
             own = f"{self.key(name)}." if "eval_samples" in run.train else ""
             if run.pretrained is None:
@@ -383,7 +387,7 @@ class Params(_Section):
             ParamsError: they do not.
         """
         _require(latent_size % 1 == 0, "data.resolution", self.data.resolution, "multiples of the VAE's factor")
-        for name in (MODEL, *self.runs):
+        for name in (MODEL, *self.trained):
             run, key = self.settings(name).run, self.key(name)
             for where, network in ((key, run), (f"{key}.discriminator", run.discriminator_network)):
                 allowed = f"divisors of {latent_size:.0f}, the latents' side"
@@ -407,9 +411,29 @@ class Params(_Section):
 
     @property
     def trainings(self) -> list[Training]:
-        """All of them: the model under test once, every run of the study with every seed."""
+        """Those of `dvc.yaml`: the model under test once, every run of the study with every seed."""
         study = [Training(run, seed) for run in self.runs for seed in self.seeds]
         return [Training(MODEL, self.model.seed), *study]
+
+    @property
+    def ablation_trainings(self) -> list[Training]:
+        """Those of `ablations/dvc.yaml`: every ablation with every seed."""
+        return [Training(run, seed) for run in self.ablations for seed in self.seeds]
+
+    @property
+    def trained(self) -> list[str]:
+        """Entries of the study that are trained, by whichever group."""
+        return [*self.runs, *self.ablations]
+
+    def baseline(self, ablation: str) -> str | None:
+        """The one of `runs` that an ablation changes: its generator has the same size, and it overrides nothing."""
+
+        def size(name: str) -> tuple[int, ...]:
+            run = self.study[name]
+            return run.width, run.depth, run.head_count, run.patch
+
+        plain = (name for name in self.runs if not self.study[name].overrides)
+        return next((name for name in plain if size(name) == size(ablation)), None)
 
     @staticmethod
     def key(name: str) -> str:
@@ -422,7 +446,7 @@ class Params(_Section):
         Raises:
             ParamsError: there is no such run, or an override is wrong.
         """
-        _require(name == MODEL or name in self.runs, "run", name, ", ".join((MODEL, *self.runs)))
+        _require(name == MODEL or name in self.trained, "run", name, ", ".join((MODEL, *self.trained)))
         key, run = self.key(name), self.model if name == MODEL else self.study[name]
         return Settings(
             run,

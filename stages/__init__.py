@@ -22,8 +22,9 @@ REFERENCE = Path("data/reference.npz")
 FLOORS, REALS = Path("data/floors.json"), Path("data/reals.png")
 VAE = Path("data/vae")
 LATENTS = Path("data/latents")
-RUNS = Path("runs")  # RUN/seed-N/pipeline and model/pipeline
+RUNS = Path("runs")  # RUN/seed-N and model, each with pipeline and discriminator
 RESULTS = Path("results")  # of each training: live, run.json, metrics.json, evaluation.json, samples.png
+ABLATIONS = Path("ablations")  # of each training of the ablations, as in RESULTS; and their dvc.yaml
 SHOWCASE = Path("showcase")  # RUN, of its first seed: pictures and a video
 REPORTS = Path("reports")
 EXPORTS = Path("exports")  # RUN/seed-N, to give away
@@ -49,9 +50,19 @@ def write_json(path: Path, content: object) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def read_results(training: Training) -> dict[str, Any]:
+def results_of(params: Params, training: Training) -> Path:
+    """The folder of a training's results."""
+    return (ABLATIONS if training.run in params.ablations else RESULTS) / training.folder
+
+
+def address(params: Params, training: Training, stage: str) -> str:
+    """What `dvc repro` calls one of a training's stages."""
+    return ("ablations/dvc.yaml:" if training.run in params.ablations else "") + training.stage(stage)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
     """All that is known of a training: its `run.json`, `metrics.json` and `evaluation.json` together."""
-    parts = (RESULTS / training.folder / f"{part}.json" for part in ("run", "metrics", "evaluation"))
+    parts = (folder / f"{part}.json" for part in ("run", "metrics", "evaluation"))
     return {key: value for path in parts for key, value in json.loads(path.read_text()).items()}
 
 

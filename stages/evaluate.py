@@ -25,7 +25,7 @@ from gat.files import atomic_write
 from gat.gan.networks import require_finite
 from gat.pipeline import GATPipeline
 from gat.runtime import make_accelerator
-from stages import EXTRACTOR, REFERENCE, RESULTS, RUNS, parse_training, write_json
+from stages import EXTRACTOR, REFERENCE, RUNS, parse_training, results_of, write_json
 
 
 def main(params: Params) -> None:
@@ -33,7 +33,7 @@ def main(params: Params) -> None:
     logging.disable_progress_bar()
     training, settings = parse_training(params), params.evaluate
     accelerator = make_accelerator(params.compute)
-    trained, results = RUNS / training.folder / "pipeline", RESULTS / training.folder
+    trained, results = RUNS / training.folder / "pipeline", results_of(params, training)
     extractor, reference = Extractor(EXTRACTOR, accelerator.device), Reference.load(REFERENCE)
     generator = GATPipeline.from_pretrained(trained).generator.to(accelerator.device)
     require_finite(generator, str(trained))

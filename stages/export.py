@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from gat.card import model_card
 from gat.config import MODEL, Params, ParamsError, Training
 from gat.files import atomic_write
-from stages import EXPORTS, RESULTS, RUNS, parse_training, read_results
+from stages import EXPORTS, RUNS, address, parse_training, read_results, results_of
 
 
 def main(params: Params) -> None:
@@ -28,18 +28,22 @@ def main(params: Params) -> None:
     arguments = parser.parse_args()
     training = parse_training(params, arguments.run, arguments.seed)
     check(params, training)
-    pipeline, results, out = RUNS / training.folder / "pipeline", RESULTS / training.folder, EXPORTS / training.folder
+    pipeline, results, out = (
+        RUNS / training.folder / "pipeline",
+        results_of(params, training),
+        EXPORTS / training.folder,
+    )
     with atomic_write(out) as folder:
         shutil.copytree(pipeline, folder)
         for name in ("samples.png", "metrics.json"):
             shutil.copy(results / name, folder)
         card = model_card(
-            read_results(training),
+            read_results(results),
             params.settings(training.run),
             params.data.source,
             params.data.resolution,
             commit(),
-            f"dvc repro {training.stage('evaluate')}",
+            f"dvc repro {address(params, training, 'evaluate')}",
             params.metrics.reference,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -58,12 +62,12 @@ def check(params: Params, training: Training) -> None:
     Raises:
         ParamsError: it is not; a card would say what is not so.
     """
-    known = [other for other in params.trainings if other.run == training.run]
+    known = [other for other in (*params.trainings, *params.ablation_trainings) if other.run == training.run]
     if training not in known:
         raise ParamsError(f"seed: {training.seed} is not allowed; allowed: {', '.join(str(t.seed) for t in known)}")
     if params.settings(training.run).run.pretrained is not None:
         raise ParamsError(f"run: {training.run} is pretrained; what is exported was trained here")
-    stages = [training.stage("train"), training.stage("evaluate")]
+    stages = [address(params, training, stage) for stage in ("train", "evaluate")]
     command = ["dvc", "status", "--json", *stages]
     changed = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     if changed:

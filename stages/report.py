@@ -55,7 +55,7 @@ def remove_results_of_others(params: Params) -> None:
 
 def row_of(params: Params, training: Training) -> dict[str, Any]:
     """All that is known of a training."""
-    row = {"overrides": params.settings(training.run).run.overrides} | read_results(training)
+    row = {"overrides": params.settings(training.run).run.overrides} | read_results(RESULTS / training.folder)
     row["warnings"] = "; ".join(row["warnings"])
     return row
 

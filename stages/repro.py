@@ -1,10 +1,11 @@
 """`dvc repro` that keeps all of the machine busy: what all trainings share first, then the trainings side by side.
 
-python -m stages.repro [--jobs N]
+python -m stages.repro [--jobs N] [--ablations]
 
 Each slot runs one training at a time and its evaluation, as `dvc repro` would; GPUs are dealt out to the slots. A plain
-`dvc repro` at the end draws the report. The numbers are those of `dvc repro` alone. Stopped at any moment, by Ctrl-C or
-kill, it stops everything that it started; run again, it resumes.
+`dvc repro` at the end draws the report. `--ablations` goes on with what `ablations/dvc.yaml` has. The numbers are those
+of `dvc repro` alone. Stopped at any moment, by Ctrl-C or kill, it stops everything that it started; run again, it
+resumes.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from rich.live import Live
 from rich.table import Table
 
 from gat.config import Params, ParamsError, Training, load_params
+from stages import address
 from stages.processes import PATIENCE_SECONDS, SLOT, end_with_parent, lives
 
 SHARED = ([["images"]], [["extractor", "reference"], ["vae", "latents"]])  # jobs that may run side by side, in turn
@@ -47,7 +49,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return self.stages[0].removeprefix("train@").removeprefix("train-")
+        return re.sub("^(ablations/dvc.yaml:)?(train[@-])?", "", self.stages[0])
 
     def start(self, slot: int, devices: list[str]) -> None:
         """Run it in a slot, on some of the machine's GPUs."""
@@ -96,22 +98,26 @@ class Job:
                     process.kill()
 
 
-def training_stages(params: Params) -> list[list[str]]:
+def training_stages(params: Params, trainings: list[Training]) -> list[list[str]]:
     """Training, evaluation and pictures of each, the longest first: so no slot is idle for long at the end."""
 
     def work(training: Training) -> float:
         run, _, train, _ = params.settings(training.run)
         return 0.0 if run.pretrained else train.steps * run.depth * (run.width / run.patch) ** 2
 
-    ordered = sorted(params.trainings, key=work, reverse=True)
+    ordered = sorted(trainings, key=work, reverse=True)
     shown = {Training(run, params.seeds[0]): [f"showcase@{run}"] for run in params.runs}
-    return [[training.stage("train"), training.stage("evaluate"), *shown.get(training, [])] for training in ordered]
+    return [
+        [address(params, training, "train"), address(params, training, "evaluate"), *shown.get(training, [])]
+        for training in ordered
+    ]
 
 
-def phases(params: Params, changed: set[str]) -> list[list[Job]]:
+def phases(params: Params, changed: set[str], ablations: bool = False) -> list[list[Job]]:
     """Jobs in the order in which they must run, those of one phase side by side; what is up to date is left out."""
     jobs, stale = [], False
-    for phase in (*SHARED, [["floors"], *training_stages(params)]):
+    others = training_stages(params, params.ablation_trainings) if ablations else []
+    for phase in (*SHARED, [["floors"], *training_stages(params, params.trainings)], others):
         wanted = [Job(stages) for stages in phase if stale or changed.intersection(stages)]
         stale = stale or bool(wanted)
         jobs.append(wanted)
@@ -214,6 +220,7 @@ def main() -> None:
         prog="python -m stages.repro", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--jobs", type=int, help="slots (default: one for each GPU, or the cores / compute.threads)")
+    parser.add_argument("--ablations", action="store_true", help="also what ablations/dvc.yaml has")
     parser.add_argument("--list", action="store_true", help="print the stages of each training, a line each, and stop")
     arguments = parser.parse_args()
     jobs = arguments.jobs
@@ -229,7 +236,7 @@ def main() -> None:
     try:
         params = load_params()
         if arguments.list:
-            print(*(" ".join(stages) for stages in training_stages(params)), sep="\n")
+            print(*(" ".join(stages) for stages in training_stages(params, params.trainings)), sep="\n")
             return
         forget_dead_locks()
         subprocess.run(["dvc", "--wait-for-lock", "repro", "--quiet", "--single-item", "source"], check=True)
@@ -237,9 +244,11 @@ def main() -> None:
             json.loads(subprocess.run(["dvc", "status", "--json"], check=True, stdout=subprocess.PIPE).stdout)
         )
         slots = make_slots(jobs, params.compute.threads, gpus())
-        for phase in phases(params, changed):
+        for phase in phases(params, changed, arguments.ablations):
             if not run_side_by_side(phase, slots, console):
                 sys.exit(1)
+        if arguments.ablations:
+            subprocess.run(["dvc", "repro", "ablations/dvc.yaml"], check=True)
         sys.exit(subprocess.run(["dvc", "repro"]).returncode)
     except ParamsError as error:
         sys.exit(f"params.yaml: {error}")

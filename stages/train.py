@@ -1,4 +1,4 @@
-"""One training of the study: data/ -> runs/…/pipeline, results/…/live, results/…/run.json.
+"""One training: data/ -> runs/…/pipeline, runs/…/discriminator, results/…/live, results/…/run.json.
 
 python -m stages train RUN SEED          (as many processes as Accelerate is configured for; `model` needs no seed)
 
@@ -8,6 +8,7 @@ An interrupted training resumes from its latest checkpoint; `GAT_CHECKPOINTS` is
 import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from accelerate import Accelerator
@@ -35,11 +36,11 @@ from stages import (
     IMAGES,
     LATENTS,
     REFERENCE,
-    RESULTS,
     RUNS,
     VAE,
     code_of,
     parse_training,
+    results_of,
     write_json,
 )
 
@@ -52,7 +53,7 @@ def main(params: Params) -> None:
     if pretrained is None:
         train(params, training, accelerator)
     elif accelerator.is_main_process:
-        use_pretrained(pretrained, training)
+        use_pretrained(pretrained, training, results_of(params, training))
 
 
 def train(params: Params, training: Training, accelerator: Accelerator) -> None:
@@ -73,7 +74,7 @@ def train(params: Params, training: Training, accelerator: Accelerator) -> None:
     )
     evaluate = make_evaluate(params, training, accelerator)
     checkpoints = CHECKPOINTS / fingerprint(params, training, latents, [REFERENCE, *code_of("train")])
-    results, live = RESULTS / training.folder, None
+    results, live = results_of(params, training), None
     with exclusive(checkpoints) as awaited:
         stop = stop_signals()
         if accelerator.is_main_process:  # only there, since it clears the folder first
@@ -90,6 +91,8 @@ def train(params: Params, training: Training, accelerator: Accelerator) -> None:
         with atomic_write(RUNS / training.folder / "pipeline") as folder:
             full_precision_vae = AutoencoderKL.from_pretrained(VAE)
             GATPipeline(trainer.ema, full_precision_vae, latents.classes).save_pretrained(folder)
+        with atomic_write(RUNS / training.folder / "discriminator") as folder:
+            trainer.discriminator.save_pretrained(folder)
         gap = final_gap(history, settings.train.steps)
         write_json(results / "run.json", description | {"gap": gap})
         live.end()
@@ -142,10 +145,11 @@ def stop_signals() -> Callable[[], bool]:
     return lambda: bool(received)
 
 
-def use_pretrained(pretrained: str, training: Training) -> None:
-    """Take a pipeline folder for the result of a training."""
+def use_pretrained(pretrained: str, training: Training, results: Path) -> None:
+    """Take a pipeline folder for the result of a training; a discriminator it has none."""
     pipeline = GATPipeline.from_pretrained(pretrained)
     with atomic_write(RUNS / training.folder / "pipeline") as folder:
         pipeline.save_pretrained(folder)
-    (RESULTS / training.folder / "live").mkdir(parents=True, exist_ok=True)
-    write_json(RESULTS / training.folder / "run.json", describe_pretrained(training, pipeline.generator))
+    for path in (RUNS / training.folder / "discriminator", results / "live"):
+        path.mkdir(parents=True, exist_ok=True)
+    write_json(results / "run.json", describe_pretrained(training, pipeline.generator))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gat.noise
-from gat.gan.noise import noise_levels, perturb
+from gat.gan.noise import noise_levels, perturb, resize_levels
 
 
 def test_schedules_have_the_papers_ends():
@@ -34,3 +34,19 @@ def test_image_is_kept_in_proportion():
 
 def test_short_name_is_the_same_function():
     assert gat.noise.perturb is perturb
+
+
+def test_resized_levels_are_means_of_squares_and_the_last_is_the_image():
+    torch.manual_seed(0)
+    images = torch.randn(1, 2, 3, 8, 8)
+    levels = resize_levels(images, 3)
+    assert levels.shape == (3, 2, 3, 8, 8)
+    assert torch.equal(levels[2], images[0])
+    for level, side in ((0, 2), (1, 4)):
+        means = images[0].unflatten(3, (side, -1)).unflatten(2, (side, -1)).mean((3, 5))
+        # Corners of an image enlarged bilinearly are the corners of the small one.
+        assert torch.allclose(levels[level, :, :, ::7, ::7], means[:, :, :: side - 1, :: side - 1], atol=1e-6)
+        assert torch.allclose(levels[level].mean((2, 3)), means.mean((2, 3)), atol=0.2)
+    each = torch.randn(3, 2, 3, 8, 8)
+    assert torch.equal(resize_levels(each, 3)[0], resize_levels(each[:1], 3)[0])
+    assert resize_levels(images[..., :1, :1], 3).shape == (3, 2, 3, 1, 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gat.config import Loss
 from gat.gan.augment import AugmentParams, augment
-from gat.gan.noise import noise_levels, perturb
+from gat.gan.noise import noise_levels, perturb, resize_levels
 
 BASE_LATENT_SIZE = 32  # side of the latents for which the paper gives γ
 EPS_SIGMA = 0.01  # σ of ε in the finite differences that approximate R1 and R2
@@ -41,12 +41,14 @@ class Features(NamedTuple):
 def augment_and_noise(
     images: Tensor, perturbation: Perturbation, loss: Loss, reference: Tensor | None = None
 ) -> Tensor:
-    """The discriminator's input: level images (K, B, C, H, W), augmented, then noised (section 4.1).
+    """The discriminator's input: level images (K, B, C, H, W), augmented, then noised (section 4.1) or resized.
 
     Reals are (1, B, C, H, W), the same image for every level; `reference` as in `augment`.
     """
-    levels = tuple(noise_levels(loss.levels.count, loss.levels.schedule))
     augmented = augment(images, perturbation.augment, loss.augment, reference)
+    if loss.levels.schedule == "resized":
+        return resize_levels(augmented, loss.levels.count)
+    levels = tuple(noise_levels(loss.levels.count, loss.levels.schedule))
     return augmented if levels == (0.0,) else perturb(augmented, perturbation.noise, levels)
 
 

@@ -1,6 +1,7 @@
 """Multi-level noise guidance (MNG; paper, section 4.1): the noise on each level image before the discriminator."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SIGMA_MIN = 0.01  # noise of the last level
@@ -57,3 +58,24 @@ def perturb(images: Tensor, noise: Tensor, levels: tuple[float, ...] | None = No
     chain = torch.tensor(_markov_chain(levels), dtype=noise.dtype, device=noise.device)
     alpha = (1 - torch.tensor(levels, dtype=images.dtype, device=images.device)).view(-1, 1, 1, 1, 1)
     return alpha * images + (chain @ noise.flatten(1)).view_as(noise)
+
+
+def resize_levels(images: Tensor, count: int) -> Tensor:
+    """Level images of lower resolution in place of noisier ones, as in MSG-GAN; the paper's ablation.
+
+    Each is averaged over squares and enlarged again bilinearly: the first to a side of 1/2^(count − 1), the last not
+    at all.
+
+    Args:
+        images: (count, B, C, H, W) level images, or (1, B, C, H, W), the same for every level.
+        count: K.
+
+    Returns:
+        (count, B, C, H, W).
+    """
+    side = images.shape[-1]
+    resized = []
+    for shrinking, level in zip(reversed(range(count)), images.expand(count, -1, -1, -1, -1), strict=True):
+        small = F.adaptive_avg_pool2d(level, max(1, side >> shrinking))
+        resized.append(F.interpolate(small, side, mode="bilinear") if shrinking else level)
+    return torch.stack(resized)
