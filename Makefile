@@ -29,5 +29,5 @@ $(READY): requirements.lock
 
 # Pins every dependency of pyproject.toml, for all platforms, without the address it came from.
 lock:
-	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --extra pipeline --extra repa --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --output-file requirements.lock

@@ -129,6 +129,7 @@ class Showcase(_Section):
     neighbours: PositiveInt
     walk_stops: Annotated[int, Field(ge=2)]
     walk_frames: PositiveInt
+    live_megabytes: NonNegativeFloat
 
 
 class NetworkOverride(_Section):

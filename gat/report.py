@@ -138,6 +138,44 @@ class Points(NamedTuple):
         return cls(runs, costs.to_numpy(float), [study.fid[study.run == run].to_numpy(float) for run in runs])
 
 
+class Scaling(NamedTuple):
+    """A study against one cost: its points, the law through them with its 95 % band, the forecast of the largest run.
+
+    Without enough runs there is no law, or no forecast.
+    """
+
+    points: Points
+    law: PowerLaw | None
+    grid: np.ndarray  # costs (50,) at which the band is given
+    band: np.ndarray  # (2, 50) FIDs, low and high
+    forecast: Forecast | None
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, cost: "Cost", resamplings: int = 2000) -> "Scaling":
+        """That of a table's study."""
+        runs, costs, fids = Points.of(study_of(table), cost.column)
+        points = Points(runs, cost.factor * costs, fids)
+        if len(runs) < FEWEST:
+            return cls(points, None, np.empty(0), np.empty((2, 0)), None)
+        x = points.costs
+        grid = np.geomspace(x.min() / 1.3, x.max() * 1.3, 50)
+        slopes, intercepts = _resampled_lines(x, fids, resamplings, seed=0)
+        band = np.percentile(np.exp(intercepts[:, None] + slopes[:, None] * np.log(grid)), [2.5, 97.5], axis=0)
+        forecast = forecast_largest(runs, x, fids, resamplings) if len(runs) > FEWEST else None
+        return cls(points, fit_power_law(x, fids, resamplings), grid, band, forecast)
+
+
+class Cost(NamedTuple):
+    """What a model costs: a column of the table, times a factor, by a name."""
+
+    column: str
+    factor: int
+    name: str
+
+
+COSTS = (Cost("gmacs", 2, "generator GFLOPs"), Cost("train_gflops", 1, "training GMACs"))
+
+
 class Comparison(NamedTuple):
     """Two runs of a study: by how much the second one's mean FID is smaller, and the standard errors of both."""
 
@@ -198,8 +236,7 @@ def draw_scaling(
     study = study_of(table)
     figure = Figure(figsize=(11.5, 8.6), layout="constrained", dpi=130)
     (by_size, by_patch), (by_generator, by_training) = figure.subplots(2, 2)
-    sizes = [str(run) for run in study[study.patch == main_patch(study)].run.unique()]
-    shade = _shades(sizes, colors)
+    shade = size_shades(study, colors)
     _draw_curves(by_size, curves, shade)
     _draw_curves(by_size, curves, {MODEL: highlight}, style="--")
     _label(by_size, "(a) FID by size", "training step", "FID")
@@ -211,15 +248,22 @@ def draw_scaling(
         _draw_curves(by_patch, curves, dict(zip(same.run.unique(), PATCH_COLORS, strict=False)))
     _label(by_patch, "(b) FID by patch", "training step", "FID")
 
-    _draw_costs(by_generator, table, "gmacs", 2, shade, highlight, resamplings, floors or {})
+    for axes, cost in zip((by_generator, by_training), COSTS, strict=True):
+        _draw_costs(axes, table, cost, shade, highlight, resamplings, floors or {})
     _label(by_generator, "(c) FID by generator compute", "generator GFLOPs (2 × GMACs)", "final FID")
-    _draw_costs(by_training, table, "train_gflops", 1, shade, highlight, resamplings, floors or {})
     _label(by_training, "(d) FID by training compute", "training compute (10⁹ multiply-adds)", "final FID")
     return figure
 
 
-def _shades(sizes: Sequence[str], colors: Sequence[str]) -> dict[str, str]:
-    """A colour for each size, interpolated between the given ones."""
+def shades(table: pd.DataFrame, colors: Sequence[str], highlight: str) -> dict[str, str]:
+    """A colour for each run of a table: of sizes, of other patches, of the model under test."""
+    others = (run for run in table.run.unique() if run != MODEL)
+    return dict.fromkeys(others, PATCH_COLORS[1]) | size_shades(study_of(table), colors) | {MODEL: highlight}
+
+
+def size_shades(study: pd.DataFrame, colors: Sequence[str]) -> dict[str, str]:
+    """A colour for each size at the main patch, interpolated between the given ones."""
+    sizes = [str(run) for run in study[study.patch == main_patch(study)].run.unique()]
     if len(colors) == 1:
         return dict.fromkeys(sizes, colors[0])
     ramp = matplotlib.colors.LinearSegmentedColormap.from_list("sizes", list(colors))
@@ -229,25 +273,24 @@ def _shades(sizes: Sequence[str], colors: Sequence[str]) -> dict[str, str]:
 def _draw_costs(
     axes: Axes,
     table: pd.DataFrame,
-    cost: str,
-    factor: float,
+    cost: Cost,
     shade: Mapping[str, str],
     highlight: str,
     resamplings: int,
     floors: Mapping[str, float],
 ) -> None:
-    """Final FID of all trainings against one of the table's columns, times a factor."""
-    points = Points.of(study_of(table), cost)
-    _draw_law(axes, points, factor, shade, resamplings)
-    known = table[table.run == MODEL].dropna(subset=cost)  # of a pretrained model the training compute is not known
-    axes.scatter(factor * known[cost], known.fid, color=highlight, marker="*", s=150, zorder=4, label=MODEL)
+    """Final FID of all trainings against a cost."""
+    scaling, (column, factor, _) = Scaling.of(table, cost, resamplings), cost
+    _draw_law(axes, scaling, shade)
+    known = table[table.run == MODEL].dropna(subset=column)  # of a pretrained model the training compute is not known
+    axes.scatter(factor * known[column], known.fid, color=highlight, marker="*", s=150, zorder=4, label=MODEL)
     doubtful = table[table.warnings != ""]
     if len(doubtful):
-        places = factor * doubtful[cost], doubtful.fid
+        places = factor * doubtful[column], doubtful.fid
         axes.scatter(*places, color="black", marker="x", s=45, zorder=5, label="with a warning")
     for (name, fid), style in zip(floors.items(), ((0, (1, 1)), (0, (4, 2))), strict=False):
         axes.axhline(fid, color="#7a7a7a", lw=1, ls=style, label=f"{name}: {fid:.2g}")
-    if len(points.runs) or len(known):
+    if len(scaling.points.runs) or len(known):
         axes.set_xscale("log")
     axes.margins(x=0.12)
     shown = [*table.fid, *floors.values()]
@@ -255,27 +298,22 @@ def _draw_costs(
     axes.legend(frameon=False, fontsize=8.5, loc="lower left")
 
 
-def _draw_law(axes: Axes, points: Points, factor: float, shade: Mapping[str, str], resamplings: int) -> None:
+def _draw_law(axes: Axes, scaling: Scaling, shade: Mapping[str, str]) -> None:
     """Points of all seeds, means with their standard deviation, the law with its band, the forecast."""
-    x = factor * points.costs
-    for run, cost, fids in zip(points.runs, x, points.fids, strict=True):
+    (runs, x, values), law, grid, band, forecast = scaling
+    for run, cost, fids in zip(runs, x, values, strict=True):
         color = shade.get(run, PATCH_COLORS[1])
         axes.scatter(np.full(len(fids), cost), fids, color=color, s=14, alpha=0.55, zorder=3, linewidths=0)
         deviation = fids.std(ddof=1) if len(fids) > 1 else 0.0
         bar = np.array([[min(deviation, 0.9 * fids.mean())], [deviation]])
         axes.errorbar(cost, fids.mean(), bar, fmt="o", color=color, ms=7.5, capsize=3, zorder=3)
         axes.annotate(run, (cost, fids.mean()), xytext=(8, 5), textcoords="offset points", fontsize=9)
-    if len(x) < FEWEST:
+    if law is None:
         return
-    law = fit_power_law(x, points.fids, resamplings)
-    grid = np.geomspace(x.min() / 1.3, x.max() * 1.3, 50)
     label = f"exponent {law.exponent:.2f} [{law.low:.2f}, {law.high:.2f}], r {law.correlation:.2f}"
     axes.plot(grid, law(grid), color="#888888", lw=1.2, ls="--", label=label)
-    slopes, intercepts = _resampled_lines(x, points.fids, resamplings, seed=0)
-    band = np.percentile(np.exp(intercepts[:, None] + slopes[:, None] * np.log(grid)), [2.5, 97.5], axis=0)
     axes.fill_between(grid, *band, color="#888888", alpha=0.15, lw=0)
-    if len(x) > FEWEST:
-        forecast = forecast_largest(points.runs, x, points.fids, resamplings)
+    if forecast is not None:
         bar = np.abs(np.array([[forecast.low], [forecast.high]]) - forecast.predicted)
         label = f"{forecast.run}, forecast from the others"
         axes.errorbar(
@@ -372,23 +410,18 @@ def markdown_page(
         doubtful = zip(table.run, table.seed, table.warnings, strict=True)
         lines += [f"- {run}, seed {seed}: {warnings}." for run, seed, warnings in doubtful if warnings]
         lines.append("")
-    costs = {
-        ("generator GFLOPs", 2): Points.of(study, "gmacs"),
-        ("training GMACs", 1): Points.of(study, "train_gflops"),
-    }
-    if any(len(points.runs) >= FEWEST for points in costs.values()):
+    scalings = [(cost.name, Scaling.of(table, cost, resamplings)) for cost in COSTS]
+    if any(scaling.law is not None for _, scaling in scalings):
         lines += ["## Laws", ""]
-        for (name, factor), points in costs.items():
-            if len(points.runs) < FEWEST:
+        for name, (_, law, _, _, forecast) in scalings:
+            if law is None:
                 continue
-            law = fit_power_law(factor * points.costs, points.fids, resamplings)
             lines.append(
                 f"- FID ≈ {law.factor:.3g} · C^{law.exponent:.3f} with C in {name}; the exponent's 95 % bootstrap "
                 f"interval (over runs and seeds) is [{law.low:.2f}, {law.high:.2f}]. Pearson's r of log FID with "
                 f"log C is {law.correlation:.3f}, that of FID itself {law.correlation_linear:.3f}."
             )
-            if len(points.runs) > FEWEST:
-                forecast = forecast_largest(points.runs, factor * points.costs, points.fids, resamplings)
+            if forecast is not None:
                 lines.append(
                     f"  Without {forecast.run} the law forecasts {forecast.predicted:.3g} "
                     f"[{forecast.low:.3g}, {forecast.high:.3g}] for it; measured: {forecast.measured:.3g}."

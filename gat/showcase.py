@@ -1,6 +1,6 @@
 """What a trained model can do, as pictures: sweeps of truncation and guidance, level images, neighbours, a walk."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ import torch
 from PIL import Image
 from scipy.interpolate import CubicSpline
 
+from gat.data.images import Images
 from gat.data.pixels import decode
 from gat.gan.networks import Z_DIM
 from gat.pipeline import GATPipeline
 
+SWEEPS = ("truncation_psi", "guidance_scale")  # options of the pipeline
+LOSSLESS_PIXELS = 1_000_000
 VIDEO_SIDE = 256  # pixels, at least
 FRAMES_PER_SECOND = 24
 
@@ -82,15 +85,55 @@ def walk(pipeline: GATPipeline, labels: Sequence[int], seeds: Sequence[int], fra
     return decode(pipeline.vae, latents).cpu().numpy()
 
 
+def neighbours_of(
+    samples: np.ndarray,
+    images: Images,
+    kept: np.ndarray,
+    extract: Callable[[np.ndarray], np.ndarray],
+    features: np.ndarray,
+    count: int,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Nearest training images of samples, and of reals for comparison: copies would be nearer than reals are.
+
+    Args:
+        samples: uint8 (labels, seeds, H, W, 3).
+        images: the training images.
+        kept: (M,) which of them have features.
+        extract: features (N, d) of images (N, H, W, 3).
+        features: (M, d) of the kept ones.
+        count: neighbours of each image.
+
+    Returns:
+        A picture, the first sample of each label in a row with its neighbours, then as many reals; and the distances
+        of all samples and of as many reals to their nearest, by name.
+    """
+    flat, shown = (
+        samples.reshape(-1, *samples.shape[2:]),
+        range(0, samples.shape[0] * samples.shape[1], samples.shape[1]),
+    )
+    rows, distances = nearest(extract(flat), features, count)
+    own = np.linspace(0, len(kept) - 1, len(flat)).round().astype(int)
+    real_rows, real_distances = nearest(features[own], features, count, own)
+    pictures = [[flat[i], *images[kept[rows[i]]]] for i in shown]
+    pictures += [[images[kept[own[i : i + 1]]][0], *images[kept[real_rows[i]]]] for i in shown]
+    return mosaic(np.array(pictures)), {
+        "training_images": len(kept),
+        "of": len(images),
+        "samples": distances[:, 0].round(4).tolist(),
+        "reals": real_distances[:, 0].round(4).tolist(),
+    }
+
+
 def mosaic(images: np.ndarray) -> np.ndarray:
     """Images (rows, columns, H, W, 3) edge to edge: (rows · H, columns · W, 3)."""
     rows, columns, height, width, channels = images.shape
     return images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
 
 
-def save_webp(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, uint8 (H, W, 3), as WebP without loss."""
-    Image.fromarray(picture).save(path, format="WEBP", lossless=True, quality=80, method=6)
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a picture, uint8 (H, W, 3), as WebP: a small one without loss, one of millions of pixels with a little."""
+    lossless = picture.shape[0] * picture.shape[1] <= LOSSLESS_PIXELS
+    Image.fromarray(picture).save(path, format="WEBP", lossless=lossless, quality=80 if lossless else 90, method=6)
 
 
 def save_video(path: Path, frames: np.ndarray) -> None:

@@ -6,6 +6,7 @@ python -m stages NAME [RUN SEED] runs one; python -m stages.repro runs all, side
 import hashlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ LATENTS = Path("data/latents")
 RUNS = Path("runs")  # RUN/seed-N and model, each with pipeline and discriminator
 RESULTS = Path("results")  # of each training: live, run.json, metrics.json, evaluation.json, samples.png
 ABLATIONS = Path("ablations")  # of each training of the ablations, as in RESULTS; and their dvc.yaml
+SUMMARY = Path("ablations/summary.json")  # of the ablations and analyses; committed, and no out of DVC's
 SHOWCASE = Path("showcase")  # RUN, of its first seed: pictures and a video
 REPORTS = Path("reports")
 EXPORTS = Path("exports")  # RUN/seed-N, to give away
@@ -42,6 +44,17 @@ def code_of(stage: str) -> list[Path]:
     deps = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
     paths = [Path(dep) for dep in deps if dep.startswith(("gat/", "stages/"))]
     return [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+
+
+def ablations_key(params: Params) -> str:
+    """Identifies all params that decide the ablations' results and those of the runs that they change."""
+    names = [name for ablation in params.ablations for name in (ablation, params.baseline(ablation)) if name]
+    shared = ["data", "vae", "metrics", "evaluate", "seeds"]
+    content = [
+        params.model_dump(include={*shared}),
+        [[s.model_dump() for s in params.settings(name)] for name in names],
+    ]
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
 def write_json(path: Path, content: object) -> None:
@@ -77,3 +90,15 @@ def parse_training(params: Params, *arguments: str) -> Training:
     if name != MODEL and not seed.isdecimal():
         raise ParamsError(f"seed: {seed!r} is not allowed; allowed: a number after the run's name, such as {name} 0")
     return Training(name, params.model.seed if name == MODEL else int(seed))
+
+
+def commit() -> str:
+    """The checked-out commit, and whether files differ from it."""
+    try:
+        name, changes = (
+            subprocess.run(["git", *command], check=True, capture_output=True, text=True).stdout.strip()
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{name}, with uncommitted changes" if changes else name

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from gat.card import model_card
 from gat.config import MODEL, Params, ParamsError, Training
 from gat.files import atomic_write
-from stages import EXPORTS, RUNS, address, parse_training, read_results, results_of
+from stages import EXPORTS, RUNS, address, commit, parse_training, read_results, results_of
 
 
 def main(params: Params) -> None:
@@ -72,15 +72,3 @@ def check(params: Params, training: Training) -> None:
     changed = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     if changed:
         raise ParamsError(f"run: {', '.join(changed)} would run again; first: dvc repro {stages[-1]}")
-
-
-def commit() -> str:
-    """The checked-out commit, and whether files differ from it."""
-    try:
-        name, changes = (
-            subprocess.run(["git", *command], check=True, capture_output=True, text=True).stdout.strip()
-            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{name}, with uncommitted changes" if changes else name

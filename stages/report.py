@@ -1,20 +1,70 @@
-"""The study's figures and tables: results/ -> reports/scaling.png, samples.png, scaling.csv, scaling.md.
+"""The study's figures, tables and page: results/, showcase/, ablations/summary.json -> reports/.
 
 python -m stages report
+
+scaling.png, samples.png, scaling.csv, scaling.md, and index.html with all of it.
 """
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from PIL import Image
 
 from gat.config import Params, Training
 from gat.files import atomic_write
-from gat.report import draw_samples, draw_scaling, markdown_page, study_of
-from stages import EXTRACTOR, FLOORS, REALS, REPORTS, RESULTS, read_results
+from gat.page import render_page, scaling_content
+from gat.report import COSTS, Curves, Scaling, draw_samples, draw_scaling, markdown_page, study_of
+from gat.showcase import noise
+from stages import (
+    EXTRACTOR,
+    FLOORS,
+    REALS,
+    REPORTS,
+    RESULTS,
+    SHOWCASE,
+    SUMMARY,
+    ablations_key,
+    address,
+    commit,
+    read_results,
+)
+
+LIVE_SEEDS = 64  # whose noise the page has
+METRICS = {
+    "fid": "FID",
+    "loss_d": "discriminator's loss",
+    "loss_g": "generator's loss",
+    "gap": "D(real) − D(fake)",
+    "r1": "approximate R1",
+    "r2": "approximate R2",
+    "repa": "REPA's loss",
+    "grad_d": "discriminator's gradient norm",
+    "grad_g": "generator's gradient norm",
+}
+COLUMNS = [  # key, heading, digits: after the point, or −significant; None: text
+    ("run", "run", None),
+    ("seed", "seed", 0),
+    ("width", "width", 0),
+    ("depth", "depth", 0),
+    ("patch", "patch", 0),
+    ("params", "parameters", 0),
+    ("gmacs", "GMACs", -3),
+    ("train_gflops", "training GMACs", -4),
+    ("fid", "FID", 2),
+    ("kid", "KID", 3),
+    ("precision", "precision", 3),
+    ("recall", "recall", 3),
+    ("spread", "spread", 2),
+    ("recognized", "recognized", 3),
+    ("gap", "gap", 2),
+    ("images_per_second", "images/s", 0),
+    ("warnings", "warnings", None),
+]
 
 
 def main(params: Params) -> None:
@@ -23,12 +73,9 @@ def main(params: Params) -> None:
     settings, floors = params.report, json.loads(FLOORS.read_text())
     table = pd.DataFrame([row_of(params, training) for training in params.trainings])
     table = table.sort_values(["gmacs", "run", "seed"])
-    curves = {}
-    for training in params.trainings:
-        path = RESULTS / training.folder / "live/plots/metrics/fid.tsv"
-        if path.exists():  # a pretrained run has none
-            curves[training] = pd.read_csv(path, sep="\t")
-    figure = draw_scaling(table, curves, settings.colors, settings.highlight, settings.bootstrap, floors)
+    curves = {training: curves_of(training) for training in params.trainings}
+    fids: Curves = {training: own["fid"] for training, own in curves.items() if "fid" in own}
+    figure = draw_scaling(table, fids, settings.colors, settings.highlight, settings.bootstrap, floors)
     with atomic_write(REPORTS / "scaling.png") as path:
         figure.savefig(path, metadata={"Software": None})
     with atomic_write(REPORTS / "samples.png") as path:
@@ -37,12 +84,18 @@ def main(params: Params) -> None:
         table.drop(columns="overrides").to_csv(path, index=False, float_format="%.6g")
     with atomic_write(REPORTS / "scaling.md") as path:
         path.write_text(markdown_page(table, floors, notes_of(params), settings.bootstrap), encoding="utf-8")
+    content, assets = page_of(params, table)
+    content["scaling"] = scaling_content(table, curves, settings.colors, settings.highlight, floors, settings.bootstrap)
+    names = {name for own in curves.values() for name in own}
+    content["metric_names"] = [(name, text) for name, text in METRICS.items() if name in names]
+    with atomic_write(REPORTS / "index.html") as path:
+        path.write_text(render_page(content, assets), encoding="utf-8")
 
 
 def remove_results_of_others(params: Params) -> None:
     """Remove the results of runs and seeds that params.yaml names no more; DVC's cache keeps them.
 
-    The stage depends on all of `results/`, and would be changed in every clone that never had them.
+    The stage depends on all of `results/` and `showcase/`, and would be changed in every clone that never had them.
     """
     known = {RESULTS / training.folder for training in params.trainings}
     for folder in sorted(RESULTS.glob("*/seed-*")):
@@ -51,6 +104,9 @@ def remove_results_of_others(params: Params) -> None:
             shutil.rmtree(folder)
             if not any(folder.parent.iterdir()):
                 folder.parent.rmdir()
+    for folder in sorted(SHOWCASE.glob("*")):
+        if folder.name not in params.runs and (folder / "showcase.json").exists():
+            shutil.rmtree(folder)
 
 
 def row_of(params: Params, training: Training) -> dict[str, Any]:
@@ -60,6 +116,12 @@ def row_of(params: Params, training: Training) -> dict[str, Any]:
     return row
 
 
+def curves_of(training: Training) -> dict[str, pd.DataFrame]:
+    """What was logged in training, by metric; of a pretrained run nothing."""
+    paths = (RESULTS / training.folder / "live/plots/metrics").glob("*.tsv")
+    return {path.stem: pd.read_csv(path, sep="\t") for path in sorted(paths)}
+
+
 def pictures_of(params: Params, table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Real images and samples of the smallest and the largest model of the study, by title."""
     paths, runs = {"real": REALS}, study_of(table).run.unique()
@@ -67,6 +129,88 @@ def pictures_of(params: Params, table: pd.DataFrame) -> dict[str, np.ndarray]:
         training = Training(run, params.seeds[0])
         paths[f"{run}, seed {training.seed}"] = RESULTS / training.folder / "samples.png"
     return {title: np.asarray(Image.open(path)) for title, path in paths.items()}
+
+
+def page_of(params: Params, table: pd.DataFrame) -> tuple[dict[str, Any], dict[str, bytes | Path]]:
+    """What the page shows beside the study's figures, and the files that it embeds."""
+    order = [run for run in dict.fromkeys(table.run) if run in params.runs]
+    showcases = {run: json.loads((SHOWCASE / run / "showcase.json").read_text()) for run in order}
+    assets: dict[str, bytes | Path] = {
+        f"{run}/{path.name}": path
+        for run in order
+        for path in sorted((SHOWCASE / run).iterdir())
+        if path.suffix in (".webp", ".mp4")
+    }
+    summary = json.loads(SUMMARY.read_text()) if SUMMARY.exists() else {}
+    if summary.get("key") != ablations_key(params):
+        summary = {}  # of other params
+    content: dict[str, Any] = {
+        "title": f"How GANs of transformers scale on {params.data.source}",
+        "lead": lead_of(params, table),
+        "facts": facts_of(table, params.report.bootstrap),
+        "cost_names": [(i, cost.name) for i, cost in enumerate(COSTS)],
+        "columns": [column for column in COLUMNS if column[0] in table and (table[column[0]] != "").any()],
+        "notes": notes_of(params),
+        "commit": commit(),
+        "params": yaml.safe_dump(
+            params.model_dump(exclude={"compute"}), sort_keys=False, allow_unicode=True, width=110
+        ),
+        "trainings": [{**training._asdict(), "text": settings_text(params, training)} for training in params.trainings],
+        "ablations": summary.get("ablations"),
+        "analyses": summary.get("analyses"),
+        "showcases": showcases or None,
+        "live": None,
+    }
+    if showcases:
+        first = next(iter(showcases.values()))
+        content["showcase_seed"] = first["seed"]
+        content["class_options"] = list(enumerate(first["names"]))
+        content["inside_runs"] = [(run, run) for run in order]
+        able = [run for run in order if showcases[run]["live"]]
+        best = table[table.run.isin(able) & (table.seed == params.seeds[0])].sort_values("fid").run
+        if len(best):
+            run = str(best.iloc[0])
+            assets["generator.onnx"] = SHOWCASE / run / "generator.onnx"
+            content["live"] = {
+                "run": run,
+                "side": showcases[run]["side"],
+                "names": showcases[run]["all_names"],
+                "noise": [[round(z, 7) for z in row] for row in noise(range(LIVE_SEEDS)).tolist()],
+            }
+    return content, assets
+
+
+def lead_of(params: Params, table: pd.DataFrame) -> str:
+    """One sentence on what was run."""
+    runs, seeds = len(params.runs), len(params.seeds)
+    return (
+        f"{runs} {'run' if runs == 1 else 'runs'} of one recipe, {seeds} {'seed' if seeds == 1 else 'seeds'} each, "
+        f"trained for {int(table.steps.max()) if table.steps.notna().any() else 0:,} steps on images of side "
+        f"{params.data.resolution} in the latent space of an autoencoder; one step of the generator makes an image."
+    )
+
+
+def facts_of(table: pd.DataFrame, resamplings: int) -> list[dict[str, str]]:
+    """A few numbers for the head of the page."""
+    study = study_of(table)
+    facts = []
+    runs = study.run.unique()
+    for run in dict.fromkeys([*runs[:1], *runs[-1:]]):
+        fids = study.fid[study.run == run]
+        deviation = f" ± {fids.std():.2f}" if len(fids) > 1 else ""
+        facts.append({"label": f"FID of {run}", "value": f"{fids.mean():.2f}{deviation}"})
+    law = Scaling.of(table, COSTS[0], resamplings).law
+    if law is not None:
+        facts.append({"label": f"FID falls as C to the power, C in {COSTS[0].name}", "value": f"{law.exponent:.2f}"})
+    facts.append({"label": "trainings", "value": str(len(table))})
+    return facts
+
+
+def settings_text(params: Params, training: Training) -> str:
+    """How to make a training again, and with what."""
+    sections = {name: value.model_dump() for name, value in params.settings(training.run)._asdict().items()}
+    command = f"dvc repro {address(params, training, 'evaluate')}"
+    return f"{command}\n\n{yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)}"
 
 
 def notes_of(params: Params) -> list[str]:

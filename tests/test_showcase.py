@@ -8,7 +8,7 @@ from PIL import Image
 
 from gat.gan.networks import Generator
 from gat.pipeline import GATPipeline
-from gat.showcase import level_images, mosaic, nearest, save_video, save_webp, sweep, walk
+from gat.showcase import level_images, mosaic, nearest, save_picture, save_video, sweep, walk
 
 TINY = {"width": 16, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8, "classes": 10}
 
@@ -80,7 +80,7 @@ def test_a_mosaic_has_its_rows_below_one_another(rng):
 
 def test_pictures_are_without_loss_and_videos_play(rng, tmp_path):
     picture = rng.integers(0, 256, (8, 15, 3), dtype=np.uint8)
-    save_webp(tmp_path / "a.webp", picture)
+    save_picture(tmp_path / "a.webp", picture)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.webp").convert("RGB")), picture)
     shades = np.linspace(40, 200, 12).astype(np.uint8)
     frames = np.broadcast_to(shades[:, None, None, None], (12, 33, 33, 3))

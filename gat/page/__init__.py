@@ -1,0 +1,121 @@
+"""The study as one HTML file that needs no network: figures to touch, images to choose, a generator that runs in it."""
+
+import base64
+import gzip
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from gat.config import Training
+from gat.report import COSTS, Scaling, shades
+
+HERE = Path(__file__).parent
+VENDOR = HERE / "vendor"
+TYPES = {".webp": "image/webp", ".mp4": "video/mp4", ".png": "image/png"}
+
+
+def scaling_content(
+    table: pd.DataFrame,
+    curves: Mapping[Training, Mapping[str, pd.DataFrame]],
+    colors: Sequence[str],
+    highlight: str,
+    floors: Mapping[str, float],
+    resamplings: int,
+) -> dict[str, Any]:
+    """What the page draws of the study.
+
+    Args:
+        table: as for `gat.report.draw_scaling`.
+        curves: of each training, frames with `step` and a column of the metric's name, by that name.
+        colors: from the smallest size to the largest.
+        highlight: colour of the model under test.
+        floors: names and FIDs of what no generator is expected to beat.
+        resamplings: behind the intervals.
+    """
+    order = list(dict.fromkeys(table.sort_values(["gmacs", "seed"]).run))
+    return {
+        "runs": order,
+        "colors": shades(table, colors, highlight),
+        "rows": [_row(row) for row in table.to_dict("records")],
+        "costs": [_cost_content(Scaling.of(table, cost, resamplings)) | cost._asdict() for cost in COSTS],
+        "floors": dict(floors),
+        "curves": [
+            {"run": training.run, "seed": training.seed}
+            | {name: [frame.step.tolist(), frame[name].tolist()] for name, frame in own.items()}
+            for training, own in curves.items()
+        ],
+    }
+
+
+def _row(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A training's row without what JSON has not."""
+    return {
+        str(key): None if isinstance(value, float) and not np.isfinite(value) else value for key, value in row.items()
+    }
+
+
+def _cost_content(scaling: Scaling) -> dict[str, Any]:
+    points, law, grid, band, forecast = scaling
+    means = [
+        {
+            "run": run,
+            "cost": float(cost),
+            "fid": float(fids.mean()),
+            "deviation": float(fids.std(ddof=1)) if len(fids) > 1 else None,
+            "seeds": len(fids),
+        }
+        for run, cost, fids in zip(points.runs, points.costs, points.fids, strict=True)
+    ]
+    return {
+        "means": means,
+        "law": None if law is None else law._asdict() | {"grid": grid.tolist(), "fids": law(grid).tolist()},
+        "band": band.tolist(),
+        "forecast": None if forecast is None else forecast._asdict(),
+    }
+
+
+def render_page(content: Mapping[str, Any], assets: Mapping[str, bytes | Path]) -> str:
+    """The page's HTML.
+
+    Args:
+        content: what `page.html` and `page.js` read: that of `scaling_content`, and more by section.
+        assets: files by the names that `content` gives them; pictures and videos are embedded as they are, `.onnx`
+            compressed.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["shown"] = _shown
+    encoded = {name: _encode(name, data) for name, data in sorted(assets.items())}
+    libraries = {"plotly": (VENDOR / "plotly-basic.min.js").read_text(encoding="utf-8")}
+    if any(name.endswith(".onnx") for name in assets):
+        for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm.gz"):
+            encoded[name] = _encode(name, VENDOR / name)
+    return environment.get_template("page.html").render(
+        content=content,
+        assets=encoded,
+        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        js=Markup((HERE / "page.js").read_text(encoding="utf-8")),
+        plotly=Markup(libraries["plotly"]),
+    )
+
+
+def _shown(value: object, digits: int | None) -> str:
+    """A cell of the table: a number with so many digits after the point, or significant ones if negative."""
+    if value is None or digits is None:
+        return "" if value is None else str(value)
+    return f"{value:.{digits}f}" if digits >= 0 else f"{value:.{-digits}g}"
+
+
+def _encode(name: str, data: bytes | Path) -> dict[str, str]:
+    """An asset as the page holds it: its type, and base64 of it, compressed where its type is not so already."""
+    content = data if isinstance(data, bytes) else data.read_bytes()
+    kind = TYPES.get(Path(name).suffix, "application/octet-stream")
+    if Path(name).suffix in (".onnx", ".mjs"):
+        content, kind = gzip.compress(content, mtime=0), "application/gzip"
+    return {"type": kind, "data": base64.b64encode(content).decode()}
