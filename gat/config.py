@@ -132,6 +132,15 @@ class Showcase(_Section):
     live_megabytes: NonNegativeFloat
 
 
+class Analyze(_Section):
+    """What is measured inside of networks, by `ablations/dvc.yaml`."""
+
+    runs: list[str]
+    samples: Annotated[int, Field(ge=20)]
+    steps: PositiveInt
+    window: PositiveInt
+
+
 class NetworkOverride(_Section):
     """A discriminator's size where it differs from its generator's; null: the same."""
 
@@ -320,6 +329,7 @@ class Params(_Section):
     ablations: list[str]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     showcase: Showcase
+    analyze: Analyze
     compute: Compute
     report: Report
 
@@ -337,6 +347,8 @@ class Params(_Section):
         for key, names in (("runs", self.runs), ("ablations", self.ablations)):
             for name in names:
                 _require(name in self.study, key, name, "entries of study: " + ", ".join(self.study))
+        for name in self.analyze.runs:
+            _require(name in self.trained, "analyze.runs", name, "entries of runs and ablations")
         for name in self.ablations:
             _require(name not in self.runs, "ablations", name, "entries of study that are not in runs")
         _require(MODEL not in self.study, "study", MODEL, "other names; model is the model under test")

@@ -117,7 +117,13 @@ def phases(params: Params, changed: set[str], ablations: bool = False) -> list[l
     """Jobs in the order in which they must run, those of one phase side by side; what is up to date is left out."""
     jobs, stale = [], False
     others = training_stages(params, params.ablation_trainings) if ablations else []
-    for phase in (*SHARED, [["floors"], *training_stages(params, params.trainings)], others):
+    inside = [[f"ablations/dvc.yaml:analyze@{run}-{seed}"] for run in params.analyze.runs for seed in params.seeds]
+    for phase in (
+        *SHARED,
+        [["floors"], *training_stages(params, params.trainings)],
+        others,
+        inside if ablations else [],
+    ):
         wanted = [Job(stages) for stages in phase if stale or changed.intersection(stages)]
         stale = stale or bool(wanted)
         jobs.append(wanted)

@@ -12,7 +12,18 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).parent.parent
-SOURCES = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "gat", "stages", "profiles")
+SOURCES = (
+    ".dvc/config",
+    ".dvc/.gitignore",
+    ".dvcignore",
+    ".gitignore",
+    "dvc.yaml",
+    "ablations/dvc.yaml",
+    "ablations/summary.json",
+    "gat",
+    "stages",
+    "profiles",
+)
 
 
 class Project:

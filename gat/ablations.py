@@ -1,0 +1,282 @@
+"""What ablations and analyses say: comparisons with the runs that they change, in numbers, sentences and figures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gat.config import Run
+
+# What the paper says of a change, by the key that an ablation overrides, and its value or "": "worse" or "better".
+CLAIMS = {
+    "loss.levels.schedule=none": ("worse", "without noise guidance it is worse"),
+    "loss.levels.schedule=linear": ("worse", "a linear noise schedule is worse than the exponential one"),
+    "loss.levels.schedule=resized": ("worse", "resized images in place of noise are worse"),
+    "repa.teacher": ("worse", "without a teacher it is worse"),
+    "train.": ("worse", "a learning rate that is not its width's is worse"),
+}
+
+
+class Ablation(NamedTuple):
+    """A run that changes one thing of another, and the FIDs of both, a seed each."""
+
+    name: str
+    change: str  # such as loss.levels.schedule=none
+    fids: list[float]
+    baseline: str | None
+    baseline_fids: list[float]
+
+    @property
+    def difference(self) -> float:
+        """By how much its mean FID is larger."""
+        return float(np.mean(self.fids) - np.mean(self.baseline_fids))
+
+    @property
+    def errors(self) -> float:
+        """Sum of both standard errors; NaN of single seeds."""
+        return sum(float(np.std(fids, ddof=1) / len(fids) ** 0.5) for fids in (self.fids, self.baseline_fids))
+
+    @property
+    def outcome(self) -> str:
+        """`worse`, `better` or `within the noise of the seeds`."""
+        if min(len(self.fids), len(self.baseline_fids)) < 2:
+            return "one seed does not tell"
+        if abs(self.difference) <= self.errors:
+            return "within the noise of the seeds"
+        return "worse" if self.difference > 0 else "better"
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in a sentence, with whether the paper's claim shows."""
+        if self.baseline is None:
+            return "No run of its size is in the study."
+        sign = "higher" if self.difference > 0 else "lower"
+        text = f"FID {abs(self.difference):.3g} {sign} than {self.baseline}'s: {self.outcome}."
+        claim = next((claim for key, claim in CLAIMS.items() if self.change.startswith(key)), None)
+        if claim is not None:
+            shows = {claim[0]: "shows here", "one seed does not tell": "cannot be told"}
+            text += f" The paper's claim, that {claim[1]}, {shows.get(self.outcome, 'does not show here')}."
+        return text
+
+
+def change_of(run: Run) -> str:
+    """What a run overrides, as keys and values."""
+
+    def leaves(values: Mapping[str, Any], prefix: str) -> list[str]:
+        found = []
+        for key, value in values.items():
+            name = f"{prefix}.{key}"
+            found += leaves(value, name) if isinstance(value, Mapping) else [f"{name}={_text(value)}"]
+        return found
+
+    sections = {name: getattr(run, name) for name in ("loss", "train", "repa")}
+    sections["discriminator"] = run.discriminator.model_dump(exclude_none=True)
+    return ", ".join(leaf for name, values in sections.items() for leaf in leaves(values, name))
+
+
+def _text(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def scaled_apart(ablations: Sequence[Ablation], runs: Mapping[str, Run]) -> list[str]:
+    """Sentences on pairs of ablations of which one has the other's sizes of generator and discriminator swapped."""
+    sentences = []
+    for a in ablations:
+        for b in ablations:
+            (width_a, own_a), (width_b, own_b) = (
+                (run.width, run.discriminator.width) for run in (runs[a.name], runs[b.name])
+            )
+            if own_a is None or (width_a, own_a) != (own_b, width_b) or width_a < own_a or a.baseline is None:
+                continue
+            generator, discriminator = float(np.mean(a.fids)), float(np.mean(b.fids))
+            verb = "helps more than" if discriminator < generator else "does not help more than"
+            sentences.append(
+                f"From {b.baseline} (FID {mean_text(b.baseline_fids)}) to {a.baseline} ({mean_text(a.baseline_fids)}): "
+                f"with the larger generator alone {mean_text(a.fids)}, with the larger discriminator alone "
+                f"{mean_text(b.fids)}. Scaling D alone {verb} scaling G alone; the paper says that it helps more."
+            )
+    return sentences
+
+
+def mean_text(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation."""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
+
+
+def page_rows(ablations: Sequence[Ablation]) -> list[dict[str, Any]]:
+    """Ablations as the page reads them."""
+    return [
+        {
+            "name": ablation.name,
+            "change": ablation.change,
+            "fid": mean_text(ablation.fids),
+            "fids": ablation.fids,
+            "baseline": ablation.baseline or "none",
+            "baseline_fid": mean_text(ablation.baseline_fids) if ablation.baseline_fids else "",
+            "baseline_fids": ablation.baseline_fids,
+            "verdict": ablation.verdict,
+        }
+        for ablation in ablations
+    ]
+
+
+def analyses_content(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tables, sentences and plots of analyses, as the page reads them.
+
+    Args:
+        results: of each run and seed, what `stages/analyze.py` writes.
+    """
+    runs = list(dict.fromkeys(result["run"] for result in results))
+    by_run = {run: [result for result in results if result["run"] == run] for run in runs}
+    parts = [_layers(by_run)]
+    with_discriminator = {run: own for run, own in by_run.items() if all("discriminator" in one for one in own)}
+    if with_discriminator:
+        parts.append(_discriminators(with_discriminator))
+    stepped = {run: own for run, own in by_run.items() if all("steps" in one for one in own)}
+    if stepped:
+        parts += [_steps(stepped, when) for when in ("start", "later")]
+    return parts
+
+
+def _series(name: str, x: Sequence[Any], values: Sequence[Sequence[float]], **more: Any) -> dict[str, Any]:
+    """A line of a plot: at each x the mean over seeds, with their standard deviation."""
+    deviations = [float(np.std(own, ddof=1)) if len(own) > 1 else 0.0 for own in values]
+    return {"name": name, "x": list(x), "y": [float(np.mean(own)) for own in values], "deviations": deviations, **more}
+
+
+def _layers(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    rows, series = [], []
+    for run, own in by_run.items():
+        use = {key: np.array([one["layers"][key] for one in own]).T for key in ("skipped", "cosine", "cka")}
+        blocks = [str(i + 1) for i in range(len(use["skipped"]))]
+        series.append(_series(run, blocks, use["skipped"].tolist()))
+        rows += [
+            [run, block, *(mean_text(use[key][i], 3) for key in ("skipped", "cosine", "cka"))]
+            for i, block in enumerate(blocks)
+        ]
+    return {
+        "title": "Which blocks of the generator matter",
+        "text": "How far images move, in the extractor's features, when one block is left out, over the mean distance "
+        "between two images: near 0 a block could be left out. Cosine and CKA compare a block's tokens before and "
+        "after it.",
+        "columns": ["run", "block", "moved when skipped", "cosine", "CKA"],
+        "rows": rows,
+        "plot": {"kind": "bar", "x": "block", "y": "movement when skipped", "series": series},
+    }
+
+
+def _discriminators(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    keys = ("accuracy", "accuracy_on_samples", "cknna")
+    rows = [
+        [run, *(mean_text([one["discriminator"][key] for one in own], 3) for key in keys)]
+        for run, own in by_run.items()
+    ]
+    reference = next(iter(by_run.values()))[0]["discriminator"]["reference"]
+    return {
+        "title": "What the discriminator knows",
+        "text": "Share of training images, and of the generator's samples, whose own class has the discriminator's "
+        f"highest logit of all classes; and the alignment (CKNNA) of its [cls] with the features of {reference}.",
+        "columns": ["run", "accuracy on reals", "accuracy on samples", "CKNNA"],
+        "rows": rows,
+        "plot": None,
+    }
+
+
+def _steps(by_run: Mapping[str, Sequence[Mapping[str, Any]]], when: str) -> dict[str, Any]:
+    ordered = sorted(by_run.values(), key=lambda own: own[0]["width"])
+    widths = [own[0]["width"] for own in ordered]
+    rules = {"with": "with the width rule", "without": "one rate for all"}
+    rows, series, slopes = [], [], []
+    for network in ("generator", "discriminator"):
+        for rule, text in rules.items():
+            values = [[one["steps"][rule][when][network] for one in own] for own in ordered]
+            series.append(_series(f"{network}, {text}", widths, values, dash="solid" if rule == "with" else "dot"))
+            rows.append([network, text, *(mean_text(own, 4) for own in values)])
+            if len(widths) > 1:
+                by_seed = [np.polyfit(np.log(widths), np.log(own), 1)[0] for own in zip(*values, strict=True)]
+                slopes.append(f"{network}, {text}: {mean_text(by_seed)}")
+    title = "at the start of training" if when == "start" else "later in training"
+    return {
+        "title": f"How far one optimizer step goes, {title}",
+        "text": "Root mean square change of the generator's latents and of the discriminator's logits per step, by "
+        "width. The paper scales the learning rate by 1/width to keep it the same for all widths. Exponents of a power "
+        f"law in width, 0 if it is the same: {'; '.join(slopes)}.",
+        "columns": ["network", "learning rate", *(f"width {width}" for width in widths)],
+        "rows": rows,
+        "plot": {"kind": "line", "x": "width", "y": "change per step", "logX": True, "logY": True, "series": series},
+    }
+
+
+def markdown(ablations: Sequence[Ablation], sentences: Sequence[str], analyses: Sequence[Mapping[str, Any]]) -> str:
+    """All of it as a Markdown page."""
+    lines = ["# Ablations and analyses", "", "Means over seeds ± their standard deviation.", ""]
+    if ablations:
+        lines += ["## One thing changed", ""]
+        rows = [
+            [one.name, f"`{one.change}`", mean_text(one.fids), f"{one.baseline}: {mean_text(one.baseline_fids)}"]
+            if one.baseline
+            else [one.name, f"`{one.change}`", mean_text(one.fids), "none"]
+            for one in ablations
+        ]
+        lines += [*_table(["ablation", "what differs", "FID", "compared with"], rows), ""]
+        lines += [f"- {one.name}: {one.verdict}" for one in ablations]
+        lines += [f"- {sentence}" for sentence in sentences] + [""]
+    for analysis in analyses:
+        lines += [f"## {analysis['title']}", "", analysis["text"], ""]
+        lines += [*_table(analysis["columns"], analysis["rows"]), ""]
+    return "\n".join([*lines, "Made by `make ablations`.", ""])
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    cells = [columns, ["---"] * len(columns), *rows]
+    return ["| " + " | ".join(map(str, row)) + " |" for row in cells]
+
+
+def draw_ablations(ablations: Sequence[Ablation], analyses: Sequence[Mapping[str, Any]], color: str) -> Figure:
+    """FIDs of the ablations beside those of their runs, and the analyses' plots."""
+    plots = [analysis for analysis in analyses if analysis["plot"]]
+    rows = 1 + (len(plots) + 1) // 2
+    figure = Figure(figsize=(11.5, 4.3 * rows), layout="constrained", dpi=110)
+    grid = figure.add_gridspec(rows, 2)
+    axes = figure.add_subplot(grid[0, :])
+    for place, one in enumerate(ablations):
+        for fids, shade, marker in ((one.baseline_fids, "#8a8a8a", "|"), (one.fids, color, "o")):
+            axes.scatter(fids, [place] * len(fids), color=shade, marker=marker, s=70 if marker == "|" else 26, zorder=3)
+        axes.plot([min(one.fids), max(one.fids)], [place, place], color=color, lw=1.5, alpha=0.5)
+    axes.set_yticks(range(len(ablations)), [f"{one.name} ({one.baseline})" for one in ablations])
+    axes.invert_yaxis()
+    _plain(axes, "FID of ablations (points), and of the runs that they change (bars)", "FID", "")
+    if ablations:
+        axes.set_xscale("log")
+    for place, analysis in enumerate(plots):
+        axes = figure.add_subplot(grid[1 + place // 2, place % 2])
+        _draw_plot(axes, analysis["plot"])
+        _plain(axes, analysis["title"], analysis["plot"]["x"], analysis["plot"]["y"])
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _draw_plot(axes: Axes, plot: Mapping[str, Any]) -> None:
+    count = len(plot["series"])
+    for i, series in enumerate(plot["series"]):
+        if plot["kind"] == "bar":
+            places = np.arange(len(series["x"])) + (i - (count - 1) / 2) * 0.8 / count
+            axes.bar(places, series["y"], 0.8 / count, yerr=series["deviations"], label=series["name"], capsize=2)
+            axes.set_xticks(range(len(series["x"])), series["x"])
+        else:
+            style = "--" if series["dash"] == "dot" else "-"
+            axes.errorbar(
+                series["x"], series["y"], series["deviations"], fmt=f"o{style}", ms=4, capsize=3, label=series["name"]
+            )
+    if plot.get("logX"):
+        axes.set(xscale="log", yscale="log")
+
+
+def _plain(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.25, lw=0.5)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,183 @@
+"""What happens inside of trained networks: layer use, what a discriminator knows, how far an optimizer step goes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.utils import send_to_device
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from gat.config import Augment, Loss
+from gat.data.latents import TrainingBatches
+from gat.data.pixels import decode
+from gat.gan.augment import sample_augment_params
+from gat.gan.losses import Perturbation, at_least_float32, augment_and_noise
+from gat.gan.networks import Discriminator, Generator
+from gat.gan.training import Trainer
+from gat.seeds import generator_of
+
+NO_AUGMENT = Augment(color=0.0, translation=0.0, cutout=0.0, flip=0.0)
+NEIGHBOURS = 10  # of CKNNA
+
+Extract = Callable[[np.ndarray], np.ndarray]  # features (N, d) of images uint8 (N, H, W, 3)
+
+
+# Layer use
+
+
+@torch.no_grad()
+def layer_use(generator: Generator, vae: AutoencoderKL, z: Tensor, labels: Tensor, extract: Extract) -> dict[str, Any]:
+    """What each block of a generator does to its images and tokens.
+
+    Args:
+        generator: of K levels.
+        vae: its decoder.
+        z: (N, 64).
+        labels: (N,).
+        extract: the features in which images are compared; LPIPS where its weights are at hand, or FID's extractor.
+
+    Returns:
+        For each block, in their order: `skipped`, how far images move in those features when the block is left out,
+        over the mean distance between two of the images; `cosine`, of its tokens after to those before it, mean over
+        samples and tokens; and `cka`, linear CKA of its tokens to those before it.
+    """
+    whole = _features(generator, vae, z, labels, extract)
+    spread = np.linalg.norm(whole[1:] - whole[:-1], axis=1).mean()
+    skipped = []
+    for block in generator.blocks:
+        with _skipped(block):
+            moved = np.linalg.norm(_features(generator, vae, z, labels, extract) - whole, axis=1).mean()
+        skipped.append(float(moved / spread))
+    tokens: list[tuple[Tensor, Tensor]] = []
+    hooks = [
+        block.register_forward_hook(lambda _, inputs, output: tokens.append((inputs[0], output)))
+        for block in generator.blocks
+    ]
+    generator(z, labels)
+    for hook in hooks:
+        hook.remove()
+    pairs = [(before.expand_as(after).float(), after.float()) for before, after in tokens]
+    return {
+        "skipped": skipped,
+        "cosine": [float(F.cosine_similarity(before, after, dim=-1).mean()) for before, after in pairs],
+        "cka": [linear_cka(before.flatten(0, 1), after.flatten(0, 1)) for before, after in pairs],
+    }
+
+
+def _features(generator: Generator, vae: AutoencoderKL, z: Tensor, labels: Tensor, extract: Extract) -> np.ndarray:
+    return extract(decode(vae, generator(z, labels)).cpu().numpy())
+
+
+@contextmanager
+def _skipped(block: nn.Module) -> Iterator[None]:
+    """Let a block return its tokens as they are."""
+    hook = block.register_forward_hook(lambda _, inputs, output: inputs[0].expand_as(output))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """Linear centered kernel alignment of representations (N, p) and (N, q) of the same N things, 0 to 1.
+
+    Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019. NaN where one is constant.
+    """
+    x, y = (at.double() - at.double().mean(0) for at in (x, y))
+    return float((y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
+
+
+def cknna(x: Tensor, y: Tensor, neighbours: int = NEIGHBOURS) -> float:
+    """Alignment of the neighbourhoods in representations (N, p) and (N, q) of the same N things: 1 if they agree.
+
+    CKA over pairs that are among each other's `neighbours` in both; vectors are normalized first (Huh et al., "The
+    Platonic Representation Hypothesis", 2024, appendix A).
+    """
+    kernels = [F.normalize(at.double(), dim=1) @ F.normalize(at.double(), dim=1).T for at in (x, y)]
+    near = []
+    for kernel in kernels:
+        own = kernel.clone().fill_diagonal_(-torch.inf)
+        near.append(torch.zeros_like(kernel, dtype=torch.bool).scatter_(1, own.topk(neighbours, dim=1).indices, True))
+    a, b = (kernel - kernel.mean(1, keepdim=True) for kernel in kernels)
+
+    def align(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
+        return (left * right)[mask].sum()
+
+    return float(align(a, b, near[0] & near[1]) / (align(a, a, near[0]) * align(b, b, near[1])).sqrt())
+
+
+# The discriminator
+
+
+@torch.no_grad()
+def discriminator_outputs(
+    discriminator: Discriminator, latents: Tensor, labels: Tensor, loss: Loss, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) of latents (N, C, H, W), noised as in training but not augmented, for every class, and [cls].
+
+    [cls] (N, width) is what the logits are read off. `labels` are the latents' own; they do not matter.
+    """
+    kept: dict[str, Tensor] = {}
+    hook = discriminator.final_layer.register_forward_hook(
+        lambda _, inputs, output: kept.update(cls=inputs[0], projected=output)
+    )
+    shape = (loss.levels.used, *latents.shape)
+    augment = sample_augment_params(len(latents), latents.shape[-1], NO_AUGMENT, rng)
+    noise = torch.randn(shape, generator=rng, device=latents.device)
+    plain = loss.model_copy(update={"augment": NO_AUGMENT})
+    discriminator(augment_and_noise(latents[None], Perturbation(augment, noise), plain), labels)
+    hook.remove()
+    classes = torch.arange(len(discriminator.y_embedder.embedding_table.weight), device=latents.device)
+    return kept["projected"] @ discriminator.y_embedder(classes).T, kept["cls"]
+
+
+# Steps of the optimizer
+
+
+def step_sizes(
+    trainer: Trainer, batches: TrainingBatches, steps: int, window: int, count: int = 64
+) -> dict[str, dict[str, float]]:
+    """How far one optimizer step moves the networks' outputs, at the start of a training and later.
+
+    Args:
+        trainer: not trained yet; it is trained for `steps` steps.
+        batches: its data.
+        steps: of the training.
+        window: steps over which is averaged, the first ones and the last ones.
+        count: samples whose outputs are followed: fixed noise, and the first step's reals.
+
+    Returns:
+        `start` and `later`, each with `generator`, the root mean square change of its latents, whose scale is 1, and
+        `discriminator`, that of its logits.
+    """
+    device = trainer.accelerator.device
+    rng = generator_of(trainer.seed, 5, device=device)
+    first = batches[0]
+    count = min(count, len(first.labels))
+    labels = first.labels[:count].to(device)
+    config = trainer.generator.config
+    z = torch.randn(count, 64, generator=rng, device=device)
+    real = at_least_float32(first.moments[:count, : config["channels"]].to(device)) * trainer.scaling_factor
+    levels = real.expand(config["levels"], *real.shape)
+
+    @torch.no_grad()
+    def outputs() -> tuple[Tensor, Tensor]:
+        return trainer.generator(z, labels), trainer.discriminator(levels, labels)
+
+    changes: list[list[float]] = []
+    for step in range(steps):
+        measured = step < window or step >= steps - window
+        before = outputs() if measured else None
+        trainer.step(send_to_device(batches[step], device))
+        if before is not None:
+            moved = [(new - old).square().mean().sqrt() for new, old in zip(outputs(), before, strict=True)]
+            changes.append([float(change) for change in moved])
+    names = ("generator", "discriminator")
+    return {
+        name: dict(zip(names, np.mean(part, axis=0).tolist(), strict=True))
+        for name, part in (("start", changes[:window]), ("later", changes[-window:]))
+    }
