@@ -150,13 +150,14 @@ def page_of(params: Params, table: pd.DataFrame) -> tuple[dict[str, Any], dict[s
         "facts": facts_of(table, params.report.bootstrap),
         "cost_names": [(i, cost.name) for i, cost in enumerate(COSTS)],
         "columns": [column for column in COLUMNS if column[0] in table and (table[column[0]] != "").any()],
-        "notes": notes_of(params),
+        "notes": notes_of(params)[:1],
         "commit": commit(),
         "params": yaml.safe_dump(
             params.model_dump(exclude={"compute"}), sort_keys=False, allow_unicode=True, width=110
         ),
         "trainings": [{**training._asdict(), "text": settings_text(params, training)} for training in params.trainings],
         "ablations": summary.get("ablations"),
+        "sentences": summary.get("sentences", []),
         "analyses": summary.get("analyses"),
         "showcases": showcases or None,
         "live": None,

@@ -24,7 +24,7 @@ settings.register_profile("default", max_examples=60, derandomize=True, **FUZZ)
 settings.register_profile("thorough", max_examples=2000, **FUZZ)
 settings.load_profile("default")
 
-SLOW = ("test_graph.py", "test_study.py", "test_scale.py", "test_trust.py")
+SLOW = ("test_graph.py", "test_study.py", "test_scale.py", "test_trust.py", "test_page.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,7 +87,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
-    """The project after what `make repro` types on the smoke profile, committed; for tests to copy, not to change.
+    """The project after `make repro` and `make ablations` on the smoke profile, committed; to copy, not to change.
 
     All of pytest-xdist's processes share it.
     """
@@ -98,6 +98,8 @@ def finished(tmp_path_factory) -> Project:
             return Project(folder)
         project = Project.copy(folder, "smoke.yaml")
         output = project.type("python", "-m", "stages.repro", "--jobs", "2").stdout
+        project.commit()
+        project.type("python", "-m", "stages.repro", "--jobs", "2", "--ablations")
         project.commit()
         (folder / "output.txt").write_text(output)
         return project

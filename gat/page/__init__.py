@@ -91,6 +91,7 @@ def render_page(content: Mapping[str, Any], assets: Mapping[str, bytes | Path]) 
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["shown"] = _shown
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "ensure_ascii": False}
     encoded = {name: _encode(name, data) for name, data in sorted(assets.items())}
     libraries = {"plotly": (VENDOR / "plotly-basic.min.js").read_text(encoding="utf-8")}
     if any(name.endswith(".onnx") for name in assets):

@@ -146,7 +146,7 @@ function scalingFigure() {
     type: "line", xref: "paper", x0: 0, x1: 1, y0: fid, y1: fid, line: { color: grey, width: 1, dash: "dot" },
   }));
   const annotations = Object.entries(scaling.floors).map(([name, fid]) => ({
-    xref: "paper", x: 1, xanchor: "right", y: Math.log10(fid), yanchor: "bottom", text: `${name}: ${number(fid)}`,
+    xref: "paper", x: 0, xanchor: "left", y: Math.log10(fid), yanchor: "bottom", text: `${name}: ${Number(fid.toPrecision(3))}`,
     showarrow: false, font: { size: 11, color: grey },
   }));
   const fids = [...scaling.rows.map((row) => row.fid), ...Object.values(scaling.floors)];
