@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatter
 
 from gat.config import Run
 
@@ -103,7 +104,7 @@ def scaled_apart(ablations: Sequence[Ablation], runs: Mapping[str, Run]) -> list
 def mean_text(values: Sequence[float], digits: int = 2) -> str:
     """Mean ± standard deviation."""
     deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"
+    return f"{round(float(np.mean(values)), digits) + 0.0:.{digits}f}{deviation}"  # no −0
 
 
 def page_rows(ablations: Sequence[Ablation]) -> list[dict[str, Any]]:
@@ -148,11 +149,13 @@ def _series(name: str, x: Sequence[Any], values: Sequence[Sequence[float]], **mo
 
 
 def _layers(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    rows, series = [], []
+    rows, series, shares = [], [], dict[str, np.ndarray]()
     for run, own in by_run.items():
         use = {key: np.array([one["layers"][key] for one in own]).T for key in ("skipped", "cosine", "cka")}
         blocks = [str(i + 1) for i in range(len(use["skipped"]))]
         series.append(_series(run, blocks, use["skipped"].tolist()))
+        early = use["skipped"][: (len(blocks) + 1) // 2].sum(0)
+        shares[run] = early / use["skipped"].sum(0)
         rows += [
             [run, block, *(mean_text(use[key][i], 3) for key in ("skipped", "cosine", "cka"))]
             for i, block in enumerate(blocks)
@@ -161,25 +164,52 @@ def _layers(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
         "title": "Which blocks of the generator matter",
         "text": "How far images move, in the extractor's features, when one block is left out, over the mean distance "
         "between two images: near 0 a block could be left out. Cosine and CKA compare a block's tokens before and "
-        "after it.",
+        "after it. Share of the first half of the blocks in all movement: "
+        + "; ".join(f"{run} {mean_text(own.tolist())}" for run, own in shares.items())
+        + "."
+        + _early_layers(by_run, shares),
         "columns": ["run", "block", "moved when skipped", "cosine", "CKA"],
         "rows": rows,
         "plot": {"kind": "bar", "x": "block", "y": "movement when skipped", "series": series},
     }
 
 
+def _early_layers(by_run: Mapping[str, Sequence[Mapping[str, Any]]], shares: Mapping[str, np.ndarray]) -> str:
+    """Whether guided runs use early blocks more than unguided ones of the same width do, in sentences."""
+    text = ""
+    for run, own in by_run.items():
+        for other, theirs in by_run.items():
+            if own[0]["width"] == theirs[0]["width"] and own[0]["guided"] and not theirs[0]["guided"]:
+                shows = _larger(shares[run], shares[other])
+                text += (
+                    f" The paper's claim, that noise guidance makes early layers be used more, {shows}: {run} against "
+                    f"{other}."
+                )
+    return text
+
+
+def _larger(x: np.ndarray, y: np.ndarray) -> str:
+    """Whether one mean is larger than another by more than their standard errors."""
+    if min(len(x), len(y)) < 2:
+        return "cannot be told from one seed"
+    errors = x.std(ddof=1) / len(x) ** 0.5 + y.std(ddof=1) / len(y) ** 0.5
+    return "shows here" if x.mean() - y.mean() > errors else "does not show here"
+
+
 def _discriminators(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    keys = ("accuracy", "accuracy_on_samples", "cknna")
+    keys = ("accuracy", "relative_accuracy", "relative_accuracy_on_samples", "cknna")
     rows = [
         [run, *(mean_text([one["discriminator"][key] for one in own], 3) for key in keys)]
         for run, own in by_run.items()
     ]
-    reference = next(iter(by_run.values()))[0]["discriminator"]["reference"]
+    first = next(iter(by_run.values()))[0]["discriminator"]
     return {
         "title": "What the discriminator knows",
-        "text": "Share of training images, and of the generator's samples, whose own class has the discriminator's "
-        f"highest logit of all classes; and the alignment (CKNNA) of its [cls] with the features of {reference}.",
-        "columns": ["run", "accuracy on reals", "accuracy on samples", "CKNNA"],
+        "text": "Share of training images whose own class has the discriminator's highest logit of all classes "
+        f"(chance: {first['chance']:.3g}); the same of logits less their label's mean, which the losses leave free, of "
+        f"training images and of the generator's samples; and the alignment (CKNNA) of [cls] with the {first['reference']}'s "
+        "features.",
+        "columns": ["run", "accuracy", "relative", "relative, samples", "CKNNA"],
         "rows": rows,
         "plot": None,
     }
@@ -189,21 +219,26 @@ def _steps(by_run: Mapping[str, Sequence[Mapping[str, Any]]], when: str) -> dict
     ordered = sorted(by_run.values(), key=lambda own: own[0]["width"])
     widths = [own[0]["width"] for own in ordered]
     rules = {"with": "with the width rule", "without": "one rate for all"}
-    rows, series, slopes = [], [], []
+    rows, series, slopes, verdicts = [], [], [], []
     for network in ("generator", "discriminator"):
+        by_rule = {}
         for rule, text in rules.items():
             values = [[one["steps"][rule][when][network] for one in own] for own in ordered]
             series.append(_series(f"{network}, {text}", widths, values, dash="solid" if rule == "with" else "dot"))
             rows.append([network, text, *(mean_text(own, 4) for own in values)])
             if len(widths) > 1:
                 by_seed = [np.polyfit(np.log(widths), np.log(own), 1)[0] for own in zip(*values, strict=True)]
+                by_rule[rule] = np.array(by_seed)
                 slopes.append(f"{network}, {text}: {mean_text(by_seed)}")
+        if by_rule:
+            shows = _larger(by_rule["without"], by_rule["with"])
+            verdicts.append(f"That without the rule it grows with the width {shows} for the {network}.")
     title = "at the start of training" if when == "start" else "later in training"
     return {
         "title": f"How far one optimizer step goes, {title}",
         "text": "Root mean square change of the generator's latents and of the discriminator's logits per step, by "
         "width. The paper scales the learning rate by 1/width to keep it the same for all widths. Exponents of a power "
-        f"law in width, 0 if it is the same: {'; '.join(slopes)}.",
+        f"law in width, 0 if it is the same: {'; '.join(slopes)}. {' '.join(verdicts)}",
         "columns": ["network", "learning rate", *(f"width {width}" for width in widths)],
         "rows": rows,
         "plot": {"kind": "line", "x": "width", "y": "change per step", "logX": True, "logY": True, "series": series},
@@ -250,7 +285,7 @@ def draw_ablations(ablations: Sequence[Ablation], analyses: Sequence[Mapping[str
     axes.invert_yaxis()
     _plain(axes, "FID of ablations (points), and of the runs that they change (bars)", "FID", "")
     if ablations:
-        axes.set_xscale("log")
+        _logarithmic(axes, "x")
     for place, analysis in enumerate(plots):
         axes = figure.add_subplot(grid[1 + place // 2, place % 2])
         _draw_plot(axes, analysis["plot"])
@@ -272,7 +307,16 @@ def _draw_plot(axes: Axes, plot: Mapping[str, Any]) -> None:
                 series["x"], series["y"], series["deviations"], fmt=f"o{style}", ms=4, capsize=3, label=series["name"]
             )
     if plot.get("logX"):
-        axes.set(xscale="log", yscale="log")
+        _logarithmic(axes, "x", "y")
+
+
+def _logarithmic(axes: Axes, *names: str) -> None:
+    """Make axes logarithmic, with plain numbers."""
+    for name in names:
+        axes.set(**{f"{name}scale": "log"})
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
 
 
 def _plain(axes: Axes, title: str, x: str, y: str) -> None:

@@ -45,6 +45,7 @@ def main(params: Params) -> None:
     result: dict[str, Any] = {
         **training._asdict(),
         "width": settings.run.width,
+        "guided": settings.loss.levels.schedule in ("exponential", "linear"),
         "layers": layer_use(pipeline.generator, pipeline.vae, z, labels, extractor),
     }
     if settings.run.pretrained is None:
@@ -62,9 +63,12 @@ def main(params: Params) -> None:
         else:
             still = sample_augment_params(count, latents.size, NO_AUGMENT, rng)
             reference = Teacher(settings.repa.teacher, device)(torch.from_numpy(pictures), still, latents.size).cls
+        means = logits.mean(0)  # the losses compare logits of one label, so that what a label adds to all is free
         result["discriminator"] = {
             "accuracy": float((logits.argmax(1) == own).float().mean()),
-            "accuracy_on_samples": float((of_fakes.argmax(1) == labels).float().mean()),
+            "relative_accuracy": float(((logits - means).argmax(1) == own).float().mean()),
+            "relative_accuracy_on_samples": float(((of_fakes - means).argmax(1) == labels).float().mean()),
+            "chance": 1 / len(latents.classes),
             "cknna": cknna(cls, reference),
             "reference": settings.repa.teacher or extractor.name,
         }

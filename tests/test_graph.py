@@ -333,6 +333,10 @@ def test_experiment_retrains_the_model_under_test_alone(project):
     changes = project.type("dvc", "metrics", "diff", "HEAD").stdout
     assert "fid" in changes
     assert "gmacs" in changes
+    both = project.type("dvc", "plots", "diff", "main", "wider").stdout
+    page = Path(both.strip().removeprefix("file://")).read_text()
+    curve = re.search(r'"values": (\[.*?\])', page[page.index("FID of the model under test") :] + page)
+    assert {point["rev"] for point in json.loads(curve[1])} == {"main", "wider"}
     plots = project.type("dvc", "plots", "show").stdout
     page = Path(plots.strip().removeprefix("file://")).read_text()
     assert "FID of the model under test" in page
