@@ -344,11 +344,9 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for key, names in (("runs", self.runs), ("ablations", self.ablations)):
+        for key, names in (("runs", self.runs), ("ablations", self.ablations), ("analyze.runs", self.analyze.runs)):
             for name in names:
                 _require(name in self.study, key, name, "entries of study: " + ", ".join(self.study))
-        for name in self.analyze.runs:
-            _require(name in self.trained, "analyze.runs", name, "entries of runs and ablations")
         for name in self.ablations:
             _require(name not in self.runs, "ablations", name, "entries of study that are not in runs")
         _require(MODEL not in self.study, "study", MODEL, "other names; model is the model under test")

@@ -244,6 +244,9 @@ def main() -> None:
         if arguments.list:
             print(*(" ".join(stages) for stages in training_stages(params, params.trainings)), sep="\n")
             return
+        if arguments.ablations:
+            for run in params.analyze.runs:
+                params.settings(run)  # that it is trained
         forget_dead_locks()
         subprocess.run(["dvc", "--wait-for-lock", "repro", "--quiet", "--single-item", "source"], check=True)
         changed = set(

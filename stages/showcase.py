@@ -18,8 +18,10 @@ from gat.files import atomic_write
 from gat.live import export_onnx, size_megabytes
 from gat.pipeline import GATPipeline
 from gat.runtime import make_accelerator
-from gat.showcase import SWEEPS, level_images, mosaic, neighbours_of, save_picture, save_video, sweep, walk
+from gat.showcase import SWEEPS, level_images, mosaic, neighbours_of, noise, save_picture, save_video, sweep, walk
 from stages import EXTRACTOR, IMAGES, REFERENCE, RUNS, SHOWCASE, parse_training, write_json
+
+LIVE_SEEDS = 64  # whose noise the page has
 
 
 def main(params: Params) -> None:
@@ -67,6 +69,7 @@ def main(params: Params) -> None:
         save_video(folder / "walk.mp4", walk(pipeline, stops, list(range(len(stops))), settings.walk_frames))
         bar.update()
         if shown["live"]:
+            shown["noise"] = [[round(z, 7) for z in row] for row in noise(range(LIVE_SEEDS)).tolist()]
             export_onnx(pipeline, folder / "generator.onnx")
         bar.update()
         write_json(folder / "showcase.json", shown | {"walk": [names[label] for label in stops]})

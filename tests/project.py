@@ -71,8 +71,8 @@ class Project:
         return done
 
     def would_run(self) -> list[str]:
-        """The stages that DVC finds changed, with all that follows from them; without `source`, which always runs."""
-        changed = json.loads(self.type("dvc", "status", "--json").stdout)
+        """The stages of dvc.yaml that DVC finds changed, with all that follows; without `source`, which always runs."""
+        changed = json.loads(self.type("dvc", "status", "--json", "dvc.yaml").stdout)
         return sorted(changed.keys() - {"source"})
 
     def params(self) -> dict:

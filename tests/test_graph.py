@@ -25,6 +25,7 @@ from gat.pipeline import GATPipeline
 
 TRAIN, EVALUATE = "train-model", "evaluate-model"
 STUDY = [f"{run}-{seed}" for run in ("B-2", "B-4", "S-2") for seed in (0, 1)]
+KEPT = ("ablations.md", "ablations.png", "samples.png", "scaling.csv", "scaling.md", "scaling.png")  # in git
 WEIGHTS = "pipeline/generator/diffusion_pytorch_model.safetensors"
 
 
@@ -54,7 +55,7 @@ def test_repro_makes_the_figure_and_the_tables(project):
     assert (project.folder / "reports/scaling.png").stat().st_size > 20_000
     assert "| B-4" in (project.folder / "reports/scaling.md").read_text()
     kept = project.type("git", "ls-files", "reports").stdout.split()
-    assert kept == [f"reports/{name}" for name in ("samples.png", "scaling.csv", "scaling.md", "scaling.png")]
+    assert kept == [f"reports/{name}" for name in KEPT]
 
 
 def test_repro_again_runs_nothing(project):
@@ -72,17 +73,20 @@ def test_bytecode_is_no_change_of_the_code(project):
 
 
 def test_a_change_reruns_what_depends_on_it_alone(project):
-    """A plot's colour the report; the learning rate all trainings and no latents; a new seed its own trainings."""
+    """A plot's colour the report; the learning rate all trainings and no latents; a new seed its own trainings.
+
+    The report shows all params but `compute`, and depends on them.
+    """
     params = (project.folder / "params.yaml").read_text()
     trainings = [TRAIN, *(f"train@{training}" for training in STUDY)]
     new = [f"{stage}@{run}-5" for stage in ("train", "evaluate") for run in ("B-2", "B-4", "S-2")]
     for key, value, stages in (
         ("report.highlight", "#00ff00", ["report"]),
-        ("train.learning_rate", 1e-3, trainings),
-        ("model.width", 20, [TRAIN]),
-        ("study.S-2.width", 4, ["train@S-2-0", "train@S-2-1"]),
-        ("metrics.labels", "uniform", ["reference"]),
-        ("evaluate.samples", 300, [EVALUATE, "floors", *(f"evaluate@{training}" for training in STUDY)]),
+        ("train.learning_rate", 1e-3, [*trainings, "report"]),
+        ("model.width", 20, [TRAIN, "report"]),
+        ("study.S-2.width", 4, ["train@S-2-0", "train@S-2-1", "report"]),
+        ("metrics.labels", "uniform", ["reference", "report"]),
+        ("evaluate.samples", 300, [EVALUATE, "floors", "report", *(f"evaluate@{training}" for training in STUDY)]),
         ("seeds", [0, 1, 5], [*new, "report"]),
         ("seeds", [1], ["report", *(f"showcase@{run}" for run in ("B-2", "B-4", "S-2"))]),
         ("runs", ["S-2", "B-4"], ["report"]),
@@ -97,6 +101,7 @@ def test_a_change_reruns_what_depends_on_it_alone(project):
 # What a stage reads is its deps and params; how it writes and on which machine decides no result.
 NO_DEPS = {"gat.config", "gat.files", "gat.runtime"}
 READERS = {"images": set(), "latents": {"data/images.py", "seeds.py"}, "train": {"data/images.py", "data/shards.py"}}
+READERS["analyze"] = READERS["train"]
 
 
 def imported(path: Path) -> set[Path]:
@@ -105,17 +110,21 @@ def imported(path: Path) -> set[Path]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("gat") and node.module not in NO_DEPS:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    files = {ROOT / f"{name.replace('.', '/')}.py" for name in names}
+    paths = [ROOT / name.replace(".", "/") for name in names]
+    files = {file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")}
     return {file for file in files if file.exists()}
 
 
 STAGES = ["source", "images", "extractor", "reference", "vae", "latents", "floors", "train", "evaluate", "showcase"]
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "report"])
+GRAPHS = {name: yaml.safe_load((ROOT / name).read_text())["stages"] for name in ("dvc.yaml", "ablations/dvc.yaml")}
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "report", "analyze", "summary"])
 def test_stage_depends_on_all_code_that_decides_what_it_writes(stage):
     """All of gat/ that the stage imports and what that imports, but for readers of its deps; and no more."""
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    stages = GRAPHS["ablations/dvc.yaml" if stage in ("analyze", "summary") else "dvc.yaml"]
     deps = {dep for dep in stages[stage]["deps"] if dep.startswith("gat/")}
     covered = {file for dep in deps for file in ([ROOT / dep], (ROOT / dep).rglob("*.py"))[(ROOT / dep).is_dir()]}
     readers = {ROOT / "gat" / name for name in READERS.get(stage, {"data/images.py"})}
@@ -131,6 +140,36 @@ def test_stage_depends_on_all_code_that_decides_what_it_writes(stage):
             {dep for dep in stages[name]["deps"] if dep.startswith("gat/")} for name in (stage, f"{stage}-model")
         )
         assert own == model
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_ablations_are_trained_as_the_study_is(stage):
+    study, ablation = (
+        {key: value for key, value in graph[stage].items() if key in ("cmd", "params", "deps", "outs")}
+        for graph in GRAPHS.values()
+    )
+    assert study == yaml.safe_load(yaml.safe_dump(ablation).replace("ablations/results/", "results/"))
+
+
+def test_ablations_have_a_graph_of_their_own(project):
+    """What they depend on they share; and no change of theirs makes `dvc repro` do anything."""
+    changed = json.loads(project.type("dvc", "status", "--json", "ablations/dvc.yaml").stdout)
+    assert list(changed) == ["ablations/dvc.yaml:summary"]  # always
+    params = (project.folder / "params.yaml").read_text()
+    project.set("study.S-2-resized.loss", {"gamma": 0.2})
+    changed = json.loads(project.type("dvc", "status", "--json", "ablations/dvc.yaml").stdout)
+    trained = [f"ablations/dvc.yaml:train@S-2-resized-{seed}" for seed in (0, 1)]
+    analyzed = [f"ablations/dvc.yaml:analyze@S-2-resized-{seed}" for seed in (0, 1)]
+    assert sorted(changed) == sorted([*trained, *analyzed, "ablations/dvc.yaml:summary"])
+    assert project.would_run() == ["report"]  # it shows params.yaml
+    (project.folder / "params.yaml").write_text(params)
+    done = project.type("dvc", "repro", "ablations/dvc.yaml")
+    assert ran(done.stdout) == ["ablations/dvc.yaml:summary"]
+    assert project.type("git", "status", "--porcelain", "--untracked-files=no", "reports", "ablations").stdout == ""
+    project.set("analyze.runs", ["S-2", "L-2"])
+    wrong = project.type("python", "-m", "stages.repro", "--ablations", check=False)
+    (project.folder / "params.yaml").write_text(params)
+    assert "params.yaml: analyze.runs: 'L-2' is not allowed" in wrong.stderr
 
 
 def test_packages_depend_one_way():
@@ -266,9 +305,15 @@ def test_a_second_clone_pulls_and_redraws_the_same_report(project, tmp_path):
     second.type("dvc", "pull")
     assert second.would_run() == []
     assert ran(second.type("dvc", "repro").stdout) == []
-    reports = {path.name: path.read_bytes() for path in (second.folder / "reports").iterdir()}
+
+    def reports() -> dict[str, bytes]:  # but for the commit that the page names
+        read = {path.name: path.read_bytes() for path in (second.folder / "reports").iterdir()}
+        return {name: re.sub(rb"[0-9a-f]{40}(, with uncommitted changes)?", b"", data) for name, data in read.items()}
+
+    before = reports()
+    assert {*before} == {*KEPT, "index.html"}
     second.type("dvc", "repro", "--force", "--single-item", "report")
-    assert {path.name: path.read_bytes() for path in (second.folder / "reports").iterdir()} == reports
+    assert reports() == before
     third = clone(first, tmp_path / "third", tmp_path / "store")
     assert ran(third.type("dvc", "repro", "--pull").stdout) == []
     assert third.would_run() == []
@@ -335,8 +380,9 @@ def test_experiment_retrains_the_model_under_test_alone(project):
     assert "gmacs" in changes
     both = project.type("dvc", "plots", "diff", "main", "wider").stdout
     page = Path(both.strip().removeprefix("file://")).read_text()
-    curve = re.search(r'"values": (\[.*?\])', page[page.index("FID of the model under test") :] + page)
-    assert {point["rev"] for point in json.loads(curve[1])} == {"main", "wider"}
+    drawn = [json.loads(values) for values in re.findall(r'"values": (\[[^\]]*\])', page)]
+    (curve,) = [points for points in drawn if points and "fid" in points[0]]
+    assert {point["rev"] for point in curve} == {"main", "wider"}
     plots = project.type("dvc", "plots", "show").stdout
     page = Path(plots.strip().removeprefix("file://")).read_text()
     assert "FID of the model under test" in page
