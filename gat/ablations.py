@@ -164,7 +164,7 @@ def _layers(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
         "title": "Which blocks of the generator matter",
         "text": "How far images move, in the extractor's features, when one block is left out, over the mean distance "
         "between two images: near 0 a block could be left out. Cosine and CKA compare a block's tokens before and "
-        "after it. Share of the first half of the blocks in all movement: "
+        "after it. Share of the first half of the blocks (rounded up) in all movement: "
         + "; ".join(f"{run} {mean_text(own.tolist())}" for run, own in shares.items())
         + "."
         + _early_layers(by_run, shares),

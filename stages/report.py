@@ -202,7 +202,12 @@ def facts_of(table: pd.DataFrame, resamplings: int) -> list[dict[str, str]]:
         facts.append({"label": f"FID of {run}", "value": f"{fids.mean():.2f}{deviation}"})
     law = Scaling.of(table, COSTS[0], resamplings).law
     if law is not None:
-        facts.append({"label": f"FID falls as C to the power, C in {COSTS[0].name}", "value": f"{law.exponent:.2f}"})
+        facts.append(
+            {
+                "label": f"FID falls as C to the power, C in {COSTS[0].name}",
+                "value": f"{law.exponent:.2f}".replace("-", "−"),
+            }
+        )
     facts.append({"label": "trainings", "value": str(len(table))})
     return facts
 

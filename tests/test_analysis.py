@@ -215,7 +215,7 @@ def test_analyses_become_tables_and_plots():
     )
     assert layers["rows"][1] == ["S", "2", "0.050 ± 0.071", "0.900 ± 0.000", "0.800 ± 0.000"]
     assert layers["plot"]["series"][0]["y"] == pytest.approx([0.5, 0.05])
-    assert "first half of the blocks in all movement: S 0.92 ± 0.12; B 0.92 ± 0.12" in layers["text"]
+    assert "first half of the blocks (rounded up) in all movement: S 0.92 ± 0.12; B 0.92 ± 0.12" in layers["text"]
     assert "claim" not in layers["text"]  # there is no pair of one width
     assert discriminators["rows"][1][0] == "B"
     assert "generator, with the width rule: 1.00 ± 0.00" in start["text"]

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from gat.config import Training
-from gat.report import COSTS, Scaling, shades
+from gat.report import COSTS, Scaling, shades, size_shades, study_of
 
 HERE = Path(__file__).parent
 VENDOR = HERE / "vendor"
@@ -40,6 +40,7 @@ def scaling_content(
     order = list(dict.fromkeys(table.sort_values(["gmacs", "seed"]).run))
     return {
         "runs": order,
+        "sizes": list(size_shades(study_of(table), colors)),
         "colors": shades(table, colors, highlight),
         "rows": [_row(row) for row in table.to_dict("records")],
         "costs": [_cost_content(Scaling.of(table, cost, resamplings)) | cost._asdict() for cost in COSTS],

@@ -53,17 +53,16 @@ const onChange = (id, work) => byId(id)?.addEventListener("input", work);
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const number = (value) => Number(value.toPrecision(4)).toString();
 
-// On a dark ground, dark shades are lightened.
+// On a dark ground, sizes go from dark to light, so that the largest stands out there, too.
 function color(run) {
-  const hex = scaling.colors[run] ?? "#888888";
-  if (!dark.matches) return hex;
-  const parts = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
-  const lift = Math.max(0, 1 - (0.3 * parts[0] + 0.6 * parts[1] + 0.1 * parts[2]) / 160) * 0.6;
-  return `rgb(${parts.map((part) => Math.round(part + (255 - part) * lift)).join(",")})`;
+  const rank = scaling.sizes.indexOf(run);
+  if (!dark.matches || rank < 0) return scaling.colors[run] ?? "#888888";
+  const lightness = 48 + (42 * rank) / Math.max(1, scaling.sizes.length - 1);
+  return `hsl(222,65%,${Math.round(lightness)}%)`;
 }
 
 function translucent(shade, alpha) {
-  if (shade.startsWith("rgb(")) return shade.replace("rgb(", "rgba(").replace(")", `,${alpha})`);
+  if (shade.startsWith("hsl(")) return shade.replace("hsl(", "hsla(").replace(")", `,${alpha})`);
   return shade + Math.round(alpha * 255).toString(16).padStart(2, "0");
 }
 
