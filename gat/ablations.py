@@ -10,13 +10,16 @@ from matplotlib.ticker import FuncFormatter, LogFormatter
 
 from gat.config import Run
 
-# What the paper says of a change, by the key that an ablation overrides, and its value or "": "worse" or "better".
+# What the paper says of a change, by all keys that an ablation overrides and their values; without a value, any.
 CLAIMS = {
-    "loss.levels.schedule=none": ("worse", "without noise guidance it is worse"),
-    "loss.levels.schedule=linear": ("worse", "a linear noise schedule is worse than the exponential one"),
-    "loss.levels.schedule=resized": ("worse", "resized images in place of noise are worse"),
-    "repa.teacher": ("worse", "without a teacher it is worse"),
-    "train.": ("worse", "a learning rate that is not its width's is worse"),
+    frozenset({"loss.levels.schedule=none"}): "without noise guidance it is worse",
+    frozenset({"loss.levels.schedule=linear"}): "a linear noise schedule is worse than the exponential one",
+    frozenset({"loss.levels.schedule=resized"}): "resized images in place of noise are worse",
+    frozenset({"repa.teacher=null"}): "without a teacher it is worse",
+    frozenset({"train.scale_lr_by_width=false"}): "a learning rate that is not its width's is worse",
+    frozenset(
+        {"train.scale_lr_by_width=false", "train.learning_rate"}
+    ): "a learning rate that is not its width's is worse",
 }
 
 
@@ -55,11 +58,17 @@ class Ablation(NamedTuple):
             return "No run of its size is in the study."
         sign = "higher" if self.difference > 0 else "lower"
         text = f"FID {abs(self.difference):.3g} {sign} than {self.baseline}'s: {self.outcome}."
-        claim = next((claim for key, claim in CLAIMS.items() if self.change.startswith(key)), None)
+        claim = CLAIMS.get(self._changes)
         if claim is not None:
-            shows = {claim[0]: "shows here", "one seed does not tell": "cannot be told"}
-            text += f" The paper's claim, that {claim[1]}, {shows.get(self.outcome, 'does not show here')}."
+            shows = {"worse": "shows here", "one seed does not tell": "cannot be told"}
+            text += f" The paper's claim, that {claim}, {shows.get(self.outcome, 'does not show here')}."
         return text
+
+    @property
+    def _changes(self) -> frozenset[str]:
+        """The keys of CLAIMS."""
+        leaves = self.change.split(", ")
+        return frozenset(leaf.split("=")[0] if leaf.startswith("train.learning_rate=") else leaf for leaf in leaves)
 
 
 def change_of(run: Run) -> str:
@@ -82,21 +91,27 @@ def _text(value: object) -> str:
 
 
 def scaled_apart(ablations: Sequence[Ablation], runs: Mapping[str, Run]) -> list[str]:
-    """Sentences on pairs of ablations of which one has the other's sizes of generator and discriminator swapped."""
+    """Sentences on pairs of ablations that differ in nothing but which of the two networks is the larger one."""
+
+    def others(run: Run) -> tuple[Any, ...]:
+        return run.depth, run.patch, run.discriminator.depth, run.discriminator.patch, run.loss, run.train, run.repa
+
     sentences = []
     for a in ablations:
         for b in ablations:
-            (width_a, own_a), (width_b, own_b) = (
-                (run.width, run.discriminator.width) for run in (runs[a.name], runs[b.name])
-            )
-            if own_a is None or (width_a, own_a) != (own_b, width_b) or width_a < own_a or a.baseline is None:
+            large_g, large_d = runs[a.name], runs[b.name]
+            width, own = large_g.width, large_g.discriminator.width
+            swapped = (own, width) == (large_d.width, large_d.discriminator.width)
+            if not (swapped and own is not None and own < width and others(large_g) == others(large_d)):
                 continue
-            generator, discriminator = float(np.mean(a.fids)), float(np.mean(b.fids))
-            verb = "helps more than" if discriminator < generator else "does not help more than"
+            if a.baseline is None or b.baseline is None:
+                continue
+            outcome = Ablation("", "", b.fids, a.name, a.fids).outcome
+            versus = "The larger discriminator alone against the larger generator alone"
             sentences.append(
                 f"From {b.baseline} (FID {mean_text(b.baseline_fids)}) to {a.baseline} ({mean_text(a.baseline_fids)}): "
                 f"with the larger generator alone {mean_text(a.fids)}, with the larger discriminator alone "
-                f"{mean_text(b.fids)}. Scaling D alone {verb} scaling G alone; the paper says that it helps more."
+                f"{mean_text(b.fids)}. {versus}: {outcome}; the paper says that scaling D alone helps more."
             )
     return sentences
 
@@ -115,8 +130,8 @@ def page_rows(ablations: Sequence[Ablation]) -> list[dict[str, Any]]:
             "change": ablation.change,
             "fid": mean_text(ablation.fids),
             "fids": ablation.fids,
-            "baseline": ablation.baseline or "none",
-            "baseline_fid": mean_text(ablation.baseline_fids) if ablation.baseline_fids else "",
+            "baseline": ablation.baseline,
+            "compared": f"{ablation.baseline}: {mean_text(ablation.baseline_fids)}" if ablation.baseline else "none",
             "baseline_fids": ablation.baseline_fids,
             "verdict": ablation.verdict,
         }
@@ -175,11 +190,11 @@ def _layers(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
 
 
 def _early_layers(by_run: Mapping[str, Sequence[Mapping[str, Any]]], shares: Mapping[str, np.ndarray]) -> str:
-    """Whether guided runs use early blocks more than unguided ones of the same width do, in sentences."""
+    """Whether runs use early blocks more than their ablations without guidance do, in sentences."""
     text = ""
     for run, own in by_run.items():
         for other, theirs in by_run.items():
-            if own[0]["width"] == theirs[0]["width"] and own[0]["guided"] and not theirs[0]["guided"]:
+            if theirs[0]["baseline"] == run and own[0]["guided"] and not theirs[0]["guided"]:
                 shows = _larger(shares[run], shares[other])
                 text += (
                     f" The paper's claim, that noise guidance makes early layers be used more, {shows}: {run} against "
@@ -216,7 +231,10 @@ def _discriminators(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[s
 
 
 def _steps(by_run: Mapping[str, Sequence[Mapping[str, Any]]], when: str) -> dict[str, Any]:
-    ordered = sorted(by_run.values(), key=lambda own: own[0]["width"])
+    patches = [own[0]["patch"] for own in by_run.values()]
+    patch = min(patches, key=lambda one: (-patches.count(one), one))  # that of most, as for laws
+    same = {own[0]["width"]: own for own in reversed([*by_run.values()]) if own[0]["patch"] == patch}
+    ordered = [same[width] for width in sorted(same)]
     widths = [own[0]["width"] for own in ordered]
     rules = {"with": "with the width rule", "without": "one rate for all"}
     rows, series, slopes, verdicts = [], [], [], []
@@ -232,13 +250,14 @@ def _steps(by_run: Mapping[str, Sequence[Mapping[str, Any]]], when: str) -> dict
                 slopes.append(f"{network}, {text}: {mean_text(by_seed)}")
         if by_rule:
             shows = _larger(by_rule["without"], by_rule["with"])
-            verdicts.append(f"That without the rule it grows with the width {shows} for the {network}.")
+            verdicts.append(f"That it grows faster with the width without the rule {shows} for the {network}.")
     title = "at the start of training" if when == "start" else "later in training"
     return {
         "title": f"How far one optimizer step goes, {title}",
         "text": "Root mean square change of the generator's latents and of the discriminator's logits per step, by "
-        "width. The paper scales the learning rate by 1/width to keep it the same for all widths. Exponents of a power "
-        f"law in width, 0 if it is the same: {'; '.join(slopes)}. {' '.join(verdicts)}",
+        "width. The paper scales the learning rate by 1/width to keep it the same for all widths."
+        + (f" Exponents of a power law in width, 0 if it is the same: {'; '.join(slopes)}." if slopes else "")
+        + "".join(f" {verdict}" for verdict in verdicts),
         "columns": ["network", "learning rate", *(f"width {width}" for width in widths)],
         "rows": rows,
         "plot": {"kind": "line", "x": "width", "y": "change per step", "logX": True, "logY": True, "series": series},
@@ -281,7 +300,9 @@ def draw_ablations(ablations: Sequence[Ablation], analyses: Sequence[Mapping[str
         for fids, shade, marker in ((one.baseline_fids, "#8a8a8a", "|"), (one.fids, color, "o")):
             axes.scatter(fids, [place] * len(fids), color=shade, marker=marker, s=70 if marker == "|" else 26, zorder=3)
         axes.plot([min(one.fids), max(one.fids)], [place, place], color=color, lw=1.5, alpha=0.5)
-    axes.set_yticks(range(len(ablations)), [f"{one.name} ({one.baseline})" for one in ablations])
+    axes.set_yticks(
+        range(len(ablations)), [one.name + (f" ({one.baseline})" if one.baseline else "") for one in ablations]
+    )
     axes.invert_yaxis()
     _plain(axes, "FID of ablations (points), and of the runs that they change (bars)", "FID", "")
     if ablations:
@@ -296,11 +317,13 @@ def draw_ablations(ablations: Sequence[Ablation], analyses: Sequence[Mapping[str
 
 def _draw_plot(axes: Axes, plot: Mapping[str, Any]) -> None:
     count = len(plot["series"])
+    if plot["kind"] == "bar":
+        longest = max((series["x"] for series in plot["series"]), key=len)
+        axes.set_xticks(range(len(longest)), longest)
     for i, series in enumerate(plot["series"]):
         if plot["kind"] == "bar":
             places = np.arange(len(series["x"])) + (i - (count - 1) / 2) * 0.8 / count
             axes.bar(places, series["y"], 0.8 / count, yerr=series["deviations"], label=series["name"], capsize=2)
-            axes.set_xticks(range(len(series["x"])), series["x"])
         else:
             style = "--" if series["dash"] == "dot" else "-"
             axes.errorbar(

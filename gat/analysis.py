@@ -117,19 +117,24 @@ def cknna(x: Tensor, y: Tensor, neighbours: int = NEIGHBOURS) -> float:
 def discriminator_outputs(
     discriminator: Discriminator, latents: Tensor, labels: Tensor, loss: Loss, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) of latents (N, C, H, W), noised as in training but not augmented, for every class, and [cls].
+    """Logits (N, classes) for every class, and [cls] (N, width), off which they are read.
 
-    [cls] (N, width) is what the logits are read off. `labels` are the latents' own; they do not matter.
+    Args:
+        discriminator: of K levels.
+        latents: level images (K, N, C, H, W), or reals (1, N, C, H, W); noised as in training, but not augmented.
+        labels: (N,), any.
+        loss: that of the training.
+        rng: of the noise.
     """
     kept: dict[str, Tensor] = {}
     hook = discriminator.final_layer.register_forward_hook(
         lambda _, inputs, output: kept.update(cls=inputs[0], projected=output)
     )
-    shape = (loss.levels.used, *latents.shape)
-    augment = sample_augment_params(len(latents), latents.shape[-1], NO_AUGMENT, rng)
+    shape = (loss.levels.used, *latents.shape[1:])
+    augment = sample_augment_params(latents.shape[1], latents.shape[-1], NO_AUGMENT, rng)
     noise = torch.randn(shape, generator=rng, device=latents.device)
     plain = loss.model_copy(update={"augment": NO_AUGMENT})
-    discriminator(augment_and_noise(latents[None], Perturbation(augment, noise), plain), labels)
+    discriminator(augment_and_noise(latents, Perturbation(augment, noise), plain), labels)
     hook.remove()
     classes = torch.arange(len(discriminator.y_embedder.embedding_table.weight), device=latents.device)
     return kept["projected"] @ discriminator.y_embedder(classes).T, kept["cls"]

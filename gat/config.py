@@ -353,7 +353,12 @@ class Params(_Section):
         for name in self.study:
             allowed = "names of letters, digits, - and _, since they become names of folders and stages"
             _require(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) is not None, "study", name, allowed)
-        for key, values in (("runs", self.runs), ("ablations", self.ablations), ("seeds", self.seeds)):
+        for key, values in (
+            ("runs", self.runs),
+            ("ablations", self.ablations),
+            ("seeds", self.seeds),
+            ("analyze.runs", self.analyze.runs),
+        ):
             _require(len({*values}) == len(values), key, values, "each once")
         _require_file("data.source", self.data.source)
         _require_file("vae.pretrained", self.vae.pretrained)

@@ -6,6 +6,7 @@ Needs `pip install gradio`. In a Space: `make_demo(GATPipeline.from_pretrained("
 """
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the run's training")
     parser.add_argument("--share", action="store_true", help="also under a public address of Gradio's")
     arguments = parser.parse_args()
+    if find_spec("gradio") is None:
+        parser.error("it needs Gradio: pip install gradio")
     pipeline = GATPipeline.from_pretrained(find(arguments.run, arguments.seed))
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     make_demo(pipeline).launch(share=arguments.share)

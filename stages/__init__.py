@@ -48,13 +48,12 @@ def code_of(stage: str) -> list[Path]:
 
 
 def ablations_key(params: Params) -> str:
-    """Identifies all params that decide the ablations' results and those of the runs that they change."""
+    """Identifies all params that decide the results of ablations and analyses, and of the runs that they are about."""
     names = [name for ablation in params.ablations for name in (ablation, params.baseline(ablation)) if name]
-    shared = ["data", "vae", "metrics", "evaluate", "seeds"]
-    content = [
-        params.model_dump(include={*shared}),
-        [[s.model_dump() for s in params.settings(name)] for name in names],
-    ]
+    names += [name for name in params.analyze.runs if name in params.trained]
+    settings = [[section.model_dump() for section in params.settings(name)] for name in names]
+    shared = params.model_dump(include={"data", "vae", "metrics", "evaluate", "seeds", "analyze", "ablations"})
+    content = [shared, params.model.width, settings]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 

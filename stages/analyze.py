@@ -45,6 +45,8 @@ def main(params: Params) -> None:
     result: dict[str, Any] = {
         **training._asdict(),
         "width": settings.run.width,
+        "patch": settings.run.patch,
+        "baseline": params.baseline(training.run) if training.run in params.ablations else None,
         "guided": settings.loss.levels.schedule in ("exponential", "linear"),
         "layers": layer_use(pipeline.generator, pipeline.vae, z, labels, extractor),
     }
@@ -54,8 +56,9 @@ def main(params: Params) -> None:
         moments = torch.from_numpy(latents.moments(kept, kept * 0)).to(device).float()
         own = torch.from_numpy(latents.labels[kept]).to(device)
         real = moments[:, : latents.channels] * latents.scaling_factor
-        fake = pipeline.generator(z, labels).detach()
-        logits, cls = discriminator_outputs(discriminator, real, own, settings.loss, rng)
+        with torch.no_grad():
+            fake = pipeline.generator(z, labels, return_levels=True)
+        logits, cls = discriminator_outputs(discriminator, real[None], own, settings.loss, rng)
         of_fakes, _ = discriminator_outputs(discriminator, fake, labels, settings.loss, rng)
         pictures = images[kept]
         if settings.repa.teacher is None:
@@ -63,11 +66,12 @@ def main(params: Params) -> None:
         else:
             still = sample_augment_params(count, latents.size, NO_AUGMENT, rng)
             reference = Teacher(settings.repa.teacher, device)(torch.from_numpy(pictures), still, latents.size).cls
-        means = logits.mean(0)  # the losses compare logits of one label, so that what a label adds to all is free
+        # The losses compare logits of one label, so that what a label adds to all of them is free.
+        relative, relative_of_fakes = logits - logits.mean(0), of_fakes - of_fakes.mean(0)
         result["discriminator"] = {
             "accuracy": float((logits.argmax(1) == own).float().mean()),
-            "relative_accuracy": float(((logits - means).argmax(1) == own).float().mean()),
-            "relative_accuracy_on_samples": float(((of_fakes - means).argmax(1) == labels).float().mean()),
+            "relative_accuracy": float((relative.argmax(1) == own).float().mean()),
+            "relative_accuracy_on_samples": float((relative_of_fakes.argmax(1) == labels).float().mean()),
             "chance": 1 / len(latents.classes),
             "cknna": cknna(cls, reference),
             "reference": settings.repa.teacher or extractor.name,

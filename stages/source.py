@@ -8,9 +8,11 @@ sizes and times takes. Where its out is what it was, nothing else runs. Of a hub
 
 from gat.config import Params
 from gat.data.sources import fingerprint
-from stages import SOURCE, write_json
+from stages import ABLATIONS, ANALYSES, SHOWCASE, SOURCE, write_json
 
 
 def main(params: Params) -> None:
     """Run the stage."""
+    for folder in (SHOWCASE, ABLATIONS, ANALYSES):  # deps of others, also where nothing is to be shown or analysed
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(SOURCE, fingerprint(params.data.source))

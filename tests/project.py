@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,11 @@ def ran(output: str) -> list[str]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def without_commit(page: bytes) -> bytes:
+    """A page but for the commit that it names."""
+    return re.sub(rb"[0-9a-f]{40}(, with uncommitted changes)?", b"", page)
 
 
 def running(folder: Path) -> list[str]:

@@ -83,13 +83,13 @@ def test_logits_of_all_classes_are_those_of_each(latents):
     real, labels = torch.randn(6, 4, 8, 8), torch.arange(6)
     loss = Loss(levels={"schedule": "none"}, cmap_dim=32)
     single = Discriminator(**TINY | {"levels": 1}, cmap_dim=32)
-    logits, cls = discriminator_outputs(single, real, labels, loss, torch.Generator().manual_seed(0))
+    logits, cls = discriminator_outputs(single, real[None], labels, loss, torch.Generator().manual_seed(0))
     assert logits.shape == (6, 10)
     assert cls.shape == (6, 16)
     for label in (0, 7):
         torch.testing.assert_close(logits[:, label], single(real[None], torch.full((6,), label)))
-    noised, _ = discriminator_outputs(discriminator, real, labels, Loss(), torch.Generator().manual_seed(0))
-    again, _ = discriminator_outputs(discriminator, real, labels, Loss(), torch.Generator().manual_seed(0))
+    noised, _ = discriminator_outputs(discriminator, real[None], labels, Loss(), torch.Generator().manual_seed(0))
+    again, _ = discriminator_outputs(discriminator, real[None], labels, Loss(), torch.Generator().manual_seed(0))
     assert torch.equal(noised, again)
 
 
@@ -161,7 +161,11 @@ def test_a_verdict_weighs_the_noise_of_the_seeds():
     assert "better" in ablation([1.0, 1.1], [2.0, 2.1]).verdict
     assert "does not show here" in ablation([1.0, 1.1], [2.0, 2.1]).verdict
     assert "cannot be told" in ablation([5.0], [2.0]).verdict
-    assert "claim" not in ablation([5.0, 5.1], [2.0, 2.1], "loss.gamma=1").verdict
+    silent = ("loss.gamma=1", "train.steps=5000", "repa.teacher=facebook/dinov2-base", "train.learning_rate=0.1")
+    for change in (*silent, "loss.gamma=1, loss.levels.schedule=none"):
+        assert "claim" not in ablation([5.0, 5.1], [2.0, 2.1], change).verdict
+    rate = "train.learning_rate=0.0084, train.scale_lr_by_width=false"
+    assert "not its width's is worse, shows here" in ablation([5.0, 5.1], [2.0, 2.1], rate).verdict
     assert Ablation("a", "", [1.0], None, []).verdict == "No run of its size is in the study."
 
 
@@ -187,7 +191,14 @@ def test_networks_scaled_apart_are_compared():
     (sentence,) = scaled_apart(ablations, runs)
     assert "From S-2 (FID 30.50 ± 0.71) to L-2 (3.10 ± 0.14)" in sentence
     assert "larger generator alone 21.00 ± 1.41, with the larger discriminator alone 6.10" in sentence
-    assert "D alone helps more than" in sentence
+    assert "The larger discriminator alone against the larger generator alone: better" in sentence
+    single = [one._replace(fids=one.fids[:1]) for one in ablations]
+    assert "one seed does not tell" in scaled_apart(single, runs)[0]
+    assert scaled_apart([ablations[0], ablations[1]._replace(baseline=None)], runs) == []
+    same = {"same": Run(**size, width=32, discriminator={"width": 32})}
+    assert scaled_apart([Ablation("same", "", [1.0], "L-2", [1.0])], same) == []
+    deeper = runs | {"large-D": Run(**size | {"depth": 6}, width=12, discriminator={"width": 32})}
+    assert scaled_apart(ablations, deeper) == []
 
 
 def test_analyses_become_tables_and_plots():
@@ -197,6 +208,8 @@ def test_analyses_become_tables_and_plots():
             "run": run,
             "seed": seed,
             "width": width,
+            "patch": 2,
+            "baseline": "L" if run == "none" else None,
             "layers": {"skipped": [0.5, 0.1 * seed], "cosine": [0.2, 0.9], "cka": [0.1, 0.8]},
             "guided": run == "B",
             "discriminator": {
@@ -220,7 +233,7 @@ def test_analyses_become_tables_and_plots():
     assert discriminators["rows"][1][0] == "B"
     assert "generator, with the width rule: 1.00 ± 0.00" in start["text"]
     assert "discriminator, with the width rule: 0.00 ± 0.00" in later["text"]
-    assert "grows with the width does not show here for the generator" in start["text"]
+    assert "faster with the width without the rule does not show here for the generator" in start["text"]
     assert start["columns"][2:] == ["width 8", "width 16"]
     page = markdown([ablation([5.0, 6.0], [2.0, 2.1])], ["a sentence"], [layers, discriminators])
     assert "| a | `loss.levels.schedule=none` | 5.50 ± 0.71 | L-2: 2.05 ± 0.07 |" in page
@@ -234,6 +247,8 @@ def test_what_the_paper_says_of_early_layers_and_of_the_rule_is_weighed():
         return {
             "run": run,
             "width": width,
+            "patch": 2,
+            "baseline": "L" if run == "none" else None,
             "guided": guided,
             "layers": {"skipped": [0.6, late], "cosine": [0.2, 0.9], "cka": [0.1, 0.8]},
             "steps": {
@@ -247,7 +262,7 @@ def test_what_the_paper_says_of_early_layers_and_of_the_rule_is_weighed():
     rows += [result("none", 32, False, 0.6 + 0.01 * seed, 0.5) for seed in range(3)]
     layers, start, later = analyses_content(rows)
     assert "makes early layers be used more, shows here: L against none." in layers["text"]
-    assert "grows with the width shows here for the generator" in start["text"]
-    assert "grows with the width does not show here for the generator" in later["text"]
+    assert "faster with the width without the rule shows here for the generator" in start["text"]
+    assert "faster with the width without the rule does not show here for the generator" in later["text"]
     few = analyses_content([rows[0], rows[6]])[0]["text"]
     assert "cannot be told from one seed" in few
