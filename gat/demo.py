@@ -52,7 +52,7 @@ def make_demo(pipeline: GATPipeline) -> Any:
     def show(label_a: int, seed_a: float, label_b: int, seed_b: float, *sliders: float) -> Image.Image:
         seeds = int(seed_a or 0), int(seed_b or 0)
         picture = Image.fromarray(make_image(pipeline, (label_a, label_b), seeds, *sliders))
-        factor = max(1, SIDE // picture.width)
+        factor = max(1, -(-SIDE // picture.width))
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
     with gr.Blocks(title="GAT") as demo:

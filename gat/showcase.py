@@ -18,6 +18,8 @@ from gat.pipeline import GATPipeline
 
 SWEEPS = ("truncation_psi", "guidance_scale")  # options of the pipeline
 LOSSLESS_PIXELS = 1_000_000
+TILE_SIDE = 256  # pixels of a tile of a sheet, at most
+SHEET_SIDE = 16_383  # pixels of a WebP's side, at most
 VIDEO_SIDE = 256  # pixels, at least
 FRAMES_PER_SECOND = 24
 
@@ -104,19 +106,20 @@ def neighbours_of(
         count: neighbours of each image.
 
     Returns:
-        A picture, the first sample of each label in a row with its neighbours, then as many reals; and the distances
-        of all samples and of as many reals to their nearest, by name.
+        Images (rows, 1 + count, H, W, 3), the first sample of each label with its neighbours, then as many reals; and
+        the distances of all samples and of as many reals to their nearest, by name.
     """
     flat, shown = (
         samples.reshape(-1, *samples.shape[2:]),
         range(0, samples.shape[0] * samples.shape[1], samples.shape[1]),
     )
+    count = min(count, len(features) - 1)
     rows, distances = nearest(extract(flat), features, count)
     own = np.linspace(0, len(kept) - 1, len(flat)).round().astype(int)
     real_rows, real_distances = nearest(features[own], features, count, own)
     pictures = [[flat[i], *images[kept[rows[i]]]] for i in shown]
     pictures += [[images[kept[own[i : i + 1]]][0], *images[kept[real_rows[i]]]] for i in shown]
-    return mosaic(np.array(pictures)), {
+    return np.array(pictures), {
         "training_images": len(kept),
         "of": len(images),
         "samples": distances[:, 0].round(4).tolist(),
@@ -130,10 +133,28 @@ def mosaic(images: np.ndarray) -> np.ndarray:
     return images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
 
 
-def save_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, uint8 (H, W, 3), as WebP: a small one without loss, one of millions of pixels with a little."""
+def save_sheet(path: Path, images: np.ndarray) -> dict[str, Any]:
+    """Write images, uint8 (rows, columns, H, W, 3), edge to edge as a WebP.
+
+    A small sheet is without loss; one of millions of pixels loses a little, and its images are made smaller where they
+    are larger than 256 pixels or WebP could not hold them.
+
+    Returns:
+        `side`, of an image in the sheet, and `exact`, whether every pixel is as it was.
+    """
+    rows, columns, side = images.shape[:3]
+    fitting = min(side, TILE_SIDE, SHEET_SIDE // max(rows, columns))
+    if fitting < side:
+        flat = (
+            Image.fromarray(image).resize((fitting, fitting), Image.Resampling.LANCZOS)
+            for row in images
+            for image in row
+        )
+        images = np.array([np.asarray(image) for image in flat]).reshape(rows, columns, fitting, fitting, 3)
+    picture = mosaic(images)
     lossless = picture.shape[0] * picture.shape[1] <= LOSSLESS_PIXELS
     Image.fromarray(picture).save(path, format="WEBP", lossless=lossless, quality=80 if lossless else 90, method=6)
+    return {"side": fitting, "exact": lossless and fitting == side}
 
 
 def save_video(path: Path, frames: np.ndarray) -> None:

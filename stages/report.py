@@ -15,7 +15,8 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from gat.config import Params, Training
+from gat.card import plain_name
+from gat.config import MODEL, Params, Training
 from gat.files import atomic_write
 from gat.page import render_page, scaling_content
 from gat.report import COSTS, Curves, Scaling, draw_samples, draw_scaling, markdown_page, study_of
@@ -140,19 +141,17 @@ def page_of(params: Params, table: pd.DataFrame) -> tuple[dict[str, Any], dict[s
         if path.suffix in (".webp", ".mp4")
     }
     summary = json.loads(SUMMARY.read_text()) if SUMMARY.exists() else {}
-    if summary.get("key") != ablations_key(params):
-        summary = {}  # of other params
+    if summary.get("key") != ablations_key(params) or not of_the_same_runs(summary, table):
+        summary = {}  # of other params, or of other results of the runs that the ablations change
     content: dict[str, Any] = {
-        "title": f"How GANs of transformers scale on {params.data.source}",
+        "title": f"How GANs of transformers scale on {plain_name(params.data.source)}",
         "lead": lead_of(params, table),
         "facts": facts_of(table, params.report.bootstrap),
         "cost_names": [(i, cost.name) for i, cost in enumerate(COSTS)],
         "columns": [column for column in COLUMNS if column[0] in table and (table[column[0]] != "").any()],
         "notes": notes_of(params)[:1],
         "commit": commit(),
-        "params": yaml.safe_dump(
-            params.model_dump(exclude={"compute"}), sort_keys=False, allow_unicode=True, width=110
-        ),
+        "params": as_yaml(params.model_dump(exclude={"compute"})),
         "trainings": [{**training._asdict(), "text": settings_text(params, training)} for training in params.trainings],
         "ablations": summary.get("ablations"),
         "sentences": summary.get("sentences", []),
@@ -163,6 +162,7 @@ def page_of(params: Params, table: pd.DataFrame) -> tuple[dict[str, Any], dict[s
     if showcases:
         first = next(iter(showcases.values()))
         content["showcase_seed"] = first["seed"]
+        content["exact"] = all(shown["exact"] for shown in showcases.values())
         content["class_options"] = list(enumerate(first["names"]))
         content["inside_runs"] = [(run, run) for run in order]
         able = [run for run in order if showcases[run]["live"]]
@@ -181,13 +181,25 @@ def page_of(params: Params, table: pd.DataFrame) -> tuple[dict[str, Any], dict[s
     return content, assets
 
 
+def of_the_same_runs(summary: dict[str, Any], table: pd.DataFrame) -> bool:
+    """Whether a summary of the ablations compares them with the FIDs that the table has."""
+    return all(
+        np.allclose(sorted(own["baseline_fids"]), sorted(table.fid[table.run == own["baseline"]]))
+        for own in summary["ablations"]
+        if own["baseline"] is not None
+    )
+
+
 def lead_of(params: Params, table: pd.DataFrame) -> str:
-    """One sentence on what was run."""
-    runs, seeds = len(params.runs), len(params.seeds)
+    """A sentence on what was run."""
+    study = table[table.run != MODEL]
+    runs, seeds = study.run.nunique(), study.seed.nunique()
+    what = f"{runs} {'run' if runs == 1 else 'runs'} with {seeds} {'seed' if seeds == 1 else 'seeds'} each and a model"
+    steps = table.steps.dropna().unique()
+    length = f", trained for {int(steps[0]):,} steps" if len(steps) == 1 else ""
     return (
-        f"{runs} {'run' if runs == 1 else 'runs'} of one recipe, {seeds} {'seed' if seeds == 1 else 'seeds'} each, "
-        f"trained for {int(table.steps.max()) if table.steps.notna().any() else 0:,} steps on images of side "
-        f"{params.data.resolution} in the latent space of an autoencoder; one step of the generator makes an image."
+        f"{what if runs else 'A model'} under test{length}, on images of side {params.data.resolution} in the latent "
+        "space of an autoencoder. One step of a generator makes an image."
     )
 
 
@@ -201,22 +213,29 @@ def facts_of(table: pd.DataFrame, resamplings: int) -> list[dict[str, str]]:
         deviation = f" ± {fids.std():.2f}" if len(fids) > 1 else ""
         facts.append({"label": f"FID of {run}", "value": f"{fids.mean():.2f}{deviation}"})
     law = Scaling.of(table, COSTS[0], resamplings).law
-    if law is not None:
-        facts.append(
-            {
-                "label": f"FID falls as C to the power, C in {COSTS[0].name}",
-                "value": f"{law.exponent:.2f}".replace("-", "−"),
-            }
-        )
-    facts.append({"label": "trainings", "value": str(len(table))})
+    if law is not None and np.isfinite(law.exponent):
+        exponent = f"{law.exponent:.2f}".replace("-", "−")
+        facts.append({"label": f"exponent of FID in {COSTS[0].name}", "value": exponent})
+    facts.append({"label": "trainings" if len(table) > 1 else "training", "value": str(len(table))})
     return facts
+
+
+def as_yaml(settings: dict[str, Any]) -> str:
+    """Settings as params.yaml has them, but for this machine's folders."""
+    return yaml.safe_dump(without_folders(settings), sort_keys=False, allow_unicode=True)
+
+
+def without_folders(value: Any) -> Any:
+    """Settings without the folders in which this machine has things."""
+    if isinstance(value, dict):
+        return {key: without_folders(own) for key, own in value.items()}
+    return plain_name(value) if isinstance(value, str) and value.startswith((".", "/", "~")) else value
 
 
 def settings_text(params: Params, training: Training) -> str:
     """How to make a training again, and with what."""
     sections = {name: value.model_dump() for name, value in params.settings(training.run)._asdict().items()}
-    command = f"dvc repro {address(params, training, 'evaluate')}"
-    return f"{command}\n\n{yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)}"
+    return f"dvc repro {address(params, training, 'evaluate')}\n\n{as_yaml(sections)}"
 
 
 def notes_of(params: Params) -> list[str]:

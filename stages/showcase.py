@@ -18,7 +18,7 @@ from gat.files import atomic_write
 from gat.live import export_onnx, size_megabytes
 from gat.pipeline import GATPipeline
 from gat.runtime import make_accelerator
-from gat.showcase import SWEEPS, level_images, mosaic, neighbours_of, noise, save_picture, save_video, sweep, walk
+from gat.showcase import SWEEPS, level_images, neighbours_of, noise, save_sheet, save_video, sweep, walk
 from stages import EXTRACTOR, IMAGES, REFERENCE, RUNS, SHOWCASE, parse_training, write_json
 
 LIVE_SEEDS = 64  # whose noise the page has
@@ -51,19 +51,19 @@ def main(params: Params) -> None:
             shown[option] = getattr(settings, option)
             swept = sweep(pipeline, labels, seeds, option, shown[option])
             for i, pictures in enumerate(swept):
-                save_picture(folder / f"{option}-{i}.webp", mosaic(pictures))
+                sheet = save_sheet(folder / f"{option}-{i}.webp", pictures)
+                shown |= sheet | {"exact": sheet["exact"] and shown.get("exact", True)}
             bar.update()
-        shown["side"] = swept.shape[-2]
-        save_picture(folder / "levels.webp", mosaic(level_images(pipeline, labels, [0] * len(labels))))
+        save_sheet(folder / "levels.webp", level_images(pipeline, labels, [0] * len(labels)))
         bar.update()
         images, reference = Images(IMAGES), Reference.load(REFERENCE)
         if reference.features is not None and params.metrics.reference is None:  # else they are not of these images
             kept = evenly_spaced(len(images), params.metrics.reference_features)
             samples = sweep(pipeline, labels, seeds, "truncation_psi", [0.0])[:, 0]
-            picture, shown["neighbours"] = neighbours_of(
+            pictures, shown["neighbours"] = neighbours_of(
                 samples, images, kept, Extractor(EXTRACTOR, device), reference.features, settings.neighbours
             )
-            save_picture(folder / "neighbours.webp", picture)
+            save_sheet(folder / "neighbours.webp", pictures)
         bar.update()
         stops = [labels[i % len(labels)] for i in range(settings.walk_stops)]
         save_video(folder / "walk.mp4", walk(pipeline, stops, list(range(len(stops))), settings.walk_frames))

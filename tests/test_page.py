@@ -62,6 +62,7 @@ class Opened:
 def opened(browser, finished) -> Iterator[Opened]:
     opened = Opened(browser, finished, viewport={"width": 1280, "height": 900}).see_all()
     yield opened
+    assert opened.problems == []  # after all that the tests did with it
     opened.page.context.close()
 
 

@@ -1,4 +1,6 @@
 import io
+import json
+import re
 
 import matplotlib.image
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from gat.config import MODEL, Training
 from gat.cost import Cost, training_gflops
+from gat.page import render_page, scaling_content
 from gat.report import (
     Points,
     compare,
@@ -239,3 +242,31 @@ def test_samples_stand_side_by_side(tmp_path):
     quarter = len(middle) // 4
     assert middle[quarter] == pytest.approx(200 / 255, abs=0.01)
     assert middle[3 * quarter] == pytest.approx(40 / 255, abs=0.01)
+
+
+def test_the_pages_numbers_are_the_reports_and_infinities_are_null(table, curves):
+    """Gradient norms under fp16 may be infinite, of a pretrained run the training compute is unknown."""
+    odd = {
+        training: {"fid": frame, "grad_g": frame.rename(columns={"fid": "grad_g"})}
+        for training, frame in curves.items()
+    }
+    first = next(iter(odd))
+    odd[first]["grad_g"] = pd.DataFrame({"step": [10, 20], "grad_g": [np.inf, 1.5]})
+    unknown = table.assign(train_gflops=table.train_gflops.where(table.run != "S-2"))
+    scaling = scaling_content(unknown, odd, ["#000000", "#ffffff"], "#ff0000", {"reconstructions": 0.5}, 50)
+    law = fit_power_law(*Points.of(study_of(unknown), "gmacs")[1:], 50)
+    assert scaling["costs"][0]["law"]["exponent"] == pytest.approx(law.exponent)
+    page = render_page({"scaling": scaling, "columns": [("fid", "FID", 2)], "title": "a <b>", "metric_names": []}, {})
+    content = json.loads(re.search(r'id="content">(.*?)</script>', page, re.S)[1])
+    curve = next(own for own in content["scaling"]["curves"] if own["run"] == first.run and own["seed"] == first.seed)
+    assert curve["grad_g"] == [[10, 20], [None, 1.5]]
+    assert None in {row["train_gflops"] for row in content["scaling"]["rows"]}
+    assert "<title>a &lt;b&gt;</title>" in page
+    assert 'id="training"' not in page
+
+
+def test_runs_of_one_cost_have_no_law_on_the_page(table):
+    same = table[table.run != MODEL].assign(gmacs=1.0)
+    with np.errstate(all="ignore"):
+        scaling = scaling_content(same, {}, ["#000000"], "#ff0000", {}, 50)
+    assert scaling["costs"][0]["law"] is None

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gat.gan.networks import Generator
 from gat.pipeline import GATPipeline
-from gat.showcase import level_images, mosaic, nearest, save_picture, save_video, sweep, walk
+from gat.showcase import level_images, mosaic, nearest, save_sheet, save_video, sweep, walk
 
 TINY = {"width": 16, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8, "classes": 10}
 
@@ -79,9 +79,9 @@ def test_a_mosaic_has_its_rows_below_one_another(rng):
 
 
 def test_pictures_are_without_loss_and_videos_play(rng, tmp_path):
-    picture = rng.integers(0, 256, (8, 15, 3), dtype=np.uint8)
-    save_picture(tmp_path / "a.webp", picture)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.webp").convert("RGB")), picture)
+    images = rng.integers(0, 256, (2, 3, 8, 8, 3), dtype=np.uint8)
+    assert save_sheet(tmp_path / "a.webp", images) == {"side": 8, "exact": True}
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.webp").convert("RGB")), mosaic(images))
     shades = np.linspace(40, 200, 12).astype(np.uint8)
     frames = np.broadcast_to(shades[:, None, None, None], (12, 33, 33, 3))
     save_video(tmp_path / "a.mp4", frames)
@@ -92,3 +92,12 @@ def test_pictures_are_without_loss_and_videos_play(rng, tmp_path):
     assert len(decoded) == 12
     assert decoded[0].shape[0] >= 256
     assert [round(float(frame.mean())) for frame in decoded] == pytest.approx(shades, abs=4)
+
+
+def test_large_sheets_lose_a_little_and_never_more_than_webp_can_hold(rng, tmp_path):
+    large = np.broadcast_to(rng.integers(0, 256, (1, 1, 1, 1, 3), dtype=np.uint8), (9, 4, 512, 512, 3))
+    assert save_sheet(tmp_path / "large.webp", large) == {"side": 256, "exact": False}
+    assert Image.open(tmp_path / "large.webp").size == (4 * 256, 9 * 256)
+    many = np.zeros((2000, 2, 32, 32, 3), np.uint8)
+    assert save_sheet(tmp_path / "many.webp", many) == {"side": 8, "exact": False}
+    assert Image.open(tmp_path / "many.webp").size == (16, 16_000)

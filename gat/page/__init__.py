@@ -42,7 +42,7 @@ def scaling_content(
         "runs": order,
         "sizes": list(size_shades(study_of(table), colors)),
         "colors": shades(table, colors, highlight),
-        "rows": [_row(row) for row in table.to_dict("records")],
+        "rows": table.to_dict("records"),
         "costs": [_cost_content(Scaling.of(table, cost, resamplings)) | cost._asdict() for cost in COSTS],
         "floors": dict(floors),
         "curves": [
@@ -53,15 +53,19 @@ def scaling_content(
     }
 
 
-def _row(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A training's row without what JSON has not."""
-    return {
-        str(key): None if isinstance(value, float) and not np.isfinite(value) else value for key, value in row.items()
-    }
+def _finite(value: Any) -> Any:
+    """The same without infinities and NaN, which JSON has not: null in their place."""
+    if isinstance(value, Mapping):
+        return {key: _finite(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _cost_content(scaling: Scaling) -> dict[str, Any]:
     points, law, grid, band, forecast = scaling
+    if law is not None and not all(map(np.isfinite, law)):  # runs of one cost
+        law = forecast = None
     means = [
         {
             "run": run,
@@ -92,14 +96,14 @@ def render_page(content: Mapping[str, Any], assets: Mapping[str, bytes | Path]) 
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["shown"] = _shown
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "ensure_ascii": False}
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "ensure_ascii": False, "allow_nan": False}
     encoded = {name: _encode(name, data) for name, data in sorted(assets.items())}
     libraries = {"plotly": (VENDOR / "plotly-basic.min.js").read_text(encoding="utf-8")}
     if any(name.endswith(".onnx") for name in assets):
         for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm.gz"):
             encoded[name] = _encode(name, VENDOR / name)
     return environment.get_template("page.html").render(
-        content=content,
+        content=_finite(content),
         assets=encoded,
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         js=Markup((HERE / "page.js").read_text(encoding="utf-8")),

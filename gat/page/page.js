@@ -29,6 +29,7 @@ function picture(name) {
     const image = new Image();
     image.src = dataUrl(name);
     pictures.set(name, image.decode().then(() => image));
+    if (pictures.size > 64) pictures.delete(pictures.keys().next().value);
   }
   return pictures.get(name);
 }
@@ -194,8 +195,7 @@ function trainingFigure() {
 
 const redrawScaling = draw(byId("scaling-plot"), scalingFigure);
 onChange("cost", redrawScaling);
-const redrawTraining = draw(byId("training-plot"), trainingFigure);
-onChange("metric", redrawTraining);
+if (byId("training-plot")) onChange("metric", draw(byId("training-plot"), trainingFigure));
 
 function ablationsFigure() {
   const names = content.ablations.map((ablation) => ablation.name);
@@ -231,7 +231,10 @@ function settingOf(sweep) {
   return values[Math.min(Number(byId("explorer-value").value), values.length - 1)];
 }
 
+let asked = 0; // the latest drawing; an earlier one may wait longer for its pictures
 async function drawExplorer() {
+  asked += 1;
+  const own = asked;
   const label = Number(chosen("explorer-class"));
   const sweep = chosen("explorer-sweep");
   const slider = byId("explorer-value");
@@ -247,6 +250,7 @@ async function drawExplorer() {
   await Promise.all(Object.entries(showcases).map(async ([run, shown]) => {
     const image = await picture(`${run}/${sweep}-${label}.webp`);
     const canvas = byId(`explorer-${run}`);
+    if (own !== asked) return;
     const { side, seeds } = shown;
     const row = shown[sweep].indexOf(value);
     canvas.getContext("2d").drawImage(image, 0, row * side, seeds.length * side, side, 0, 0, seeds.length * side, side);
@@ -322,22 +326,32 @@ if (live) {
     ort.env.wasm.numThreads = 1;
     ort.env.wasm.wasmBinary = (await bytes("ort-wasm-simd-threaded.wasm.gz")).buffer;
     session = await ort.InferenceSession.create(await bytes("generator.onnx"), { executionProviders: ["wasm"] });
+    status.textContent = "running here";
     await generate();
   }
 
+  // One image at a time; of requests in between the last one counts.
   async function generate() {
     if (!session) return;
-    if (busy) {
-      again = true;
-      return;
-    }
+    again = busy;
+    if (busy) return;
     busy = true;
+    try {
+      await makeImage();
+    } catch (error) {
+      status.textContent = `The generator failed: ${error.message}`;
+    } finally {
+      busy = false;
+    }
+    if (again) await generate();
+  }
+
+  async function makeImage() {
     const begin = performance.now();
     const z = new Float32Array(live.noise[0].length * 2);
     const labels = new BigInt64Array(2);
     ["a", "b"].forEach((sample, i) => {
-      const seed = byId(`live-seed-${sample}`);
-      const index = Math.min(Math.max(Math.round(Number(seed.value)) || 0, 0), live.noise.length - 1);
+      const index = Number(byId(`live-seed-${sample}`).value);
       z.set(fresh[sample] ?? live.noise[index], i * live.noise[0].length);
       labels[i] = BigInt(byId(`live-class-${sample}`).value);
     });
@@ -353,34 +367,35 @@ if (live) {
       image.data[4 * i + 3] = 255;
     }
     const canvas = byId("live-canvas");
+    if (canvas.width !== width) [canvas.width, canvas.height] = [width, height];
     canvas.getContext("2d").putImageData(image, 0, 0);
-    status.textContent = `one image in ${(performance.now() - begin).toFixed(1)} ms, here`;
+    byId("live-time").textContent = `one image in ${(performance.now() - begin).toFixed(1)} ms`;
     canvas.dataset.count = Number(canvas.dataset.count ?? 0) + 1;
-    busy = false;
-    if (again) {
-      again = false;
-      generate();
-    }
   }
 
   byId("live-canvas").classList.toggle("pixelated", live.side < 128);
   for (const id of ["live-class-a", "live-class-b", "live-mix", "live-psi"]) onChange(id, generate);
   for (const sample of ["a", "b"]) {
-    onChange(`live-seed-${sample}`, () => {
+    const seed = byId(`live-seed-${sample}`);
+    seed.addEventListener("input", () => {
+      if (seed.value === "") return;
+      seed.value = Math.min(Math.max(Math.round(Number(seed.value)) || 0, 0), live.noise.length - 1);
       fresh[sample] = null;
       generate();
     });
     byId(`live-new-${sample}`).addEventListener("click", () => {
       fresh[sample] = Float32Array.from(live.noise[0], normal);
+      seed.value = ""; // it is no seed's
       generate();
     });
   }
-  let walking = false;
+  let walk = null; // the one that goes on, if any
   byId("live-play").addEventListener("click", () => {
-    walking = !walking;
-    byId("live-play").setAttribute("aria-pressed", walking);
+    const own = walk ? null : {};
+    walk = own;
+    byId("live-play").setAttribute("aria-pressed", own !== null);
     const step = async (time) => {
-      if (!walking) return;
+      if (own === null || walk !== own) return;
       byId("live-mix").value = (1 - Math.cos(time / 1500)) / 2;
       await generate();
       requestAnimationFrame(step);
