@@ -222,8 +222,8 @@ def _discriminators(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[s
         "title": "What the discriminator knows",
         "text": "Share of training images whose own class has the discriminator's highest logit of all classes "
         f"(chance: {first['chance']:.3g}); the same of logits less their label's mean, which the losses leave free, of "
-        "training images and of the generator's samples, which may well be below chance, as it is at their own label that "
-        "they are told from reals; and the alignment (CKNNA) of [cls] with the features of the "
+        "training images and of the generator's samples, which may well be below chance, as it is at their own label "
+        f"that they are told from reals; and the alignment (CKNNA) of [cls] with the features of the "
         f"{first['reference']}.",
         "columns": ["run", "accuracy", "relative", "relative, samples", "CKNNA"],
         "rows": rows,
