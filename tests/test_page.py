@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from project import Project
 
 from gat.pipeline import GATPipeline
@@ -34,7 +34,7 @@ class Opened:
     def __init__(self, browser: Browser, project: Project, **options) -> None:
         self.page: Page = browser.new_context(**options).new_page()
         self.problems: list[str] = []
-        self.page.on("console", lambda message: self.problems.append(f"{message.type}: {message.text}"))
+        self.page.on("console", self.note)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.problems.append(dialog.message), dialog.dismiss()))
         self.page.on("requestfailed", lambda request: self.problems.append(request.url[:200]))
@@ -46,6 +46,10 @@ class Opened:
 
         self.page.on("request", check)
         self.page.goto(address)
+
+    def note(self, message: ConsoleMessage) -> None:
+        if "willReadFrequently" not in message.text:  # of these tests' own reading of pixels
+            self.problems.append(f"{message.type}: {message.text}")
 
     def see_all(self) -> "Opened":
         """Scroll through it, as a reader does, until everything is drawn."""
