@@ -4,22 +4,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatter
 
 from gat.config import Run
+from gat.report import label_axes, mean_text, standard_errors
 
-# What the paper says of a change, by all keys that an ablation overrides and their values; without a value, any.
+NOISE, SINGLE = "within the noise of the seeds", "one seed does not tell"
+FIXED_RATE = "train.scale_lr_by_width=false"
+# What the paper says of a change, by all keys that an ablation overrides, and their values.
 CLAIMS = {
     frozenset({"loss.levels.schedule=none"}): "without noise guidance it is worse",
     frozenset({"loss.levels.schedule=linear"}): "a linear noise schedule is worse than the exponential one",
     frozenset({"loss.levels.schedule=resized"}): "resized images in place of noise are worse",
     frozenset({"repa.teacher=null"}): "without a teacher it is worse",
-    frozenset({"train.scale_lr_by_width=false"}): "a learning rate that is not its width's is worse",
-    frozenset(
-        {"train.scale_lr_by_width=false", "train.learning_rate"}
-    ): "a learning rate that is not its width's is worse",
+    frozenset({FIXED_RATE}): "a learning rate that is not its width's is worse",
 }
 
 
@@ -38,17 +38,18 @@ class Ablation(NamedTuple):
         return float(np.mean(self.fids) - np.mean(self.baseline_fids))
 
     @property
-    def errors(self) -> float:
-        """Sum of both standard errors; NaN of single seeds."""
-        return sum(float(np.std(fids, ddof=1) / len(fids) ** 0.5) for fids in (self.fids, self.baseline_fids))
+    def compared(self) -> str:
+        """The run that it changes, with its FID."""
+        return f"{self.baseline}: {mean_text(self.baseline_fids)}" if self.baseline else "none"
 
     @property
     def outcome(self) -> str:
-        """`worse`, `better` or `within the noise of the seeds`."""
-        if min(len(self.fids), len(self.baseline_fids)) < 2:
-            return "one seed does not tell"
-        if abs(self.difference) <= self.errors:
-            return "within the noise of the seeds"
+        """`worse`, `better`, or what is to say of a difference that is none."""
+        errors = standard_errors(self.fids, self.baseline_fids)
+        if np.isnan(errors):
+            return SINGLE
+        if abs(self.difference) <= errors:
+            return NOISE
         return "worse" if self.difference > 0 else "better"
 
     @property
@@ -60,15 +61,16 @@ class Ablation(NamedTuple):
         text = f"FID {abs(self.difference):.3g} {sign} than {self.baseline}'s: {self.outcome}."
         claim = CLAIMS.get(self._changes)
         if claim is not None:
-            shows = {"worse": "shows here", "one seed does not tell": "cannot be told"}
+            shows = {"worse": "shows here", SINGLE: "cannot be told"}
             text += f" The paper's claim, that {claim}, {shows.get(self.outcome, 'does not show here')}."
         return text
 
     @property
     def _changes(self) -> frozenset[str]:
-        """The keys of CLAIMS."""
-        leaves = self.change.split(", ")
-        return frozenset(leaf.split("=")[0] if leaf.startswith("train.learning_rate=") else leaf for leaf in leaves)
+        """What CLAIMS has as keys; which fixed rate it is does not matter there."""
+        leaves = frozenset(self.change.split(", "))
+        rates = {one for one in leaves if one.startswith("train.learning_rate=")}
+        return leaves - rates if FIXED_RATE in leaves else leaves
 
 
 def change_of(run: Run) -> str:
@@ -116,12 +118,6 @@ def scaled_apart(ablations: Sequence[Ablation], runs: Mapping[str, Run]) -> list
     return sentences
 
 
-def mean_text(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation."""
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{round(float(np.mean(values)), digits) + 0.0:.{digits}f}{deviation}"  # no −0
-
-
 def page_rows(ablations: Sequence[Ablation]) -> list[dict[str, Any]]:
     """Ablations as the page reads them."""
     return [
@@ -131,7 +127,7 @@ def page_rows(ablations: Sequence[Ablation]) -> list[dict[str, Any]]:
             "fid": mean_text(ablation.fids),
             "fids": ablation.fids,
             "baseline": ablation.baseline,
-            "compared": f"{ablation.baseline}: {mean_text(ablation.baseline_fids)}" if ablation.baseline else "none",
+            "compared": ablation.compared,
             "baseline_fids": ablation.baseline_fids,
             "verdict": ablation.verdict,
         }
@@ -180,7 +176,7 @@ def _layers(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
         "text": "How far images move, in the extractor's features, when one block is left out, over the mean distance "
         "between two images: near 0 a block could be left out. Cosine and CKA compare a block's tokens before and "
         "after it. Share of the first half of the blocks (rounded up) in all movement: "
-        + "; ".join(f"{run} {mean_text(own.tolist())}" for run, own in shares.items())
+        + "; ".join(f"{run} {mean_text(own)}" for run, own in shares.items())
         + "."
         + _early_layers(by_run, shares),
         "columns": ["run", "block", "moved when skipped", "cosine", "CKA"],
@@ -205,9 +201,9 @@ def _early_layers(by_run: Mapping[str, Sequence[Mapping[str, Any]]], shares: Map
 
 def _larger(x: np.ndarray, y: np.ndarray) -> str:
     """Whether one mean is larger than another by more than their standard errors."""
-    if min(len(x), len(y)) < 2:
+    errors = standard_errors(x, y)
+    if np.isnan(errors):
         return "cannot be told from one seed"
-    errors = x.std(ddof=1) / len(x) ** 0.5 + y.std(ddof=1) / len(y) ** 0.5
     return "shows here" if x.mean() - y.mean() > errors else "does not show here"
 
 
@@ -223,7 +219,7 @@ def _discriminators(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[s
         "text": "Share of training images whose own class has the discriminator's highest logit of all classes "
         f"(chance: {first['chance']:.3g}); the same of logits less their label's mean, which the losses leave free, of "
         "training images and of the generator's samples, which may well be below chance, as it is at their own label "
-        f"that they are told from reals; and the alignment (CKNNA) of [cls] with the features of the "
+        "that they are told from reals; and the alignment (CKNNA) of [cls] with the features of the "
         f"{first['reference']}.",
         "columns": ["run", "accuracy", "relative", "relative, samples", "CKNNA"],
         "rows": rows,
@@ -261,7 +257,7 @@ def _steps(by_run: Mapping[str, Sequence[Mapping[str, Any]]], when: str) -> dict
         + "".join(f" {verdict}" for verdict in verdicts),
         "columns": ["network", "learning rate", *(f"width {width}" for width in widths)],
         "rows": rows,
-        "plot": {"kind": "line", "x": "width", "y": "change per step", "logX": True, "logY": True, "series": series},
+        "plot": {"kind": "line", "x": "width", "y": "change per step", "series": series},
     }
 
 
@@ -270,24 +266,20 @@ def markdown(ablations: Sequence[Ablation], sentences: Sequence[str], analyses: 
     lines = ["# Ablations and analyses", "", "Means over seeds ± their standard deviation.", ""]
     if ablations:
         lines += ["## One thing changed", ""]
-        rows = [
-            [one.name, f"`{one.change}`", mean_text(one.fids), f"{one.baseline}: {mean_text(one.baseline_fids)}"]
-            if one.baseline
-            else [one.name, f"`{one.change}`", mean_text(one.fids), "none"]
-            for one in ablations
-        ]
-        lines += [*_table(["ablation", "what differs", "FID", "compared with"], rows), ""]
+        rows = [[one.name, f"`{one.change}`", mean_text(one.fids), one.compared] for one in ablations]
+        lines += [_table(["ablation", "what differs", "FID", "compared with"], rows), ""]
         lines += [f"- {one.name}: {one.verdict}" for one in ablations]
         lines += [f"- {sentence}" for sentence in sentences] + [""]
     for analysis in analyses:
         lines += [f"## {analysis['title']}", "", analysis["text"], ""]
-        lines += [*_table(analysis["columns"], analysis["rows"]), ""]
+        lines += [_table(analysis["columns"], analysis["rows"]), ""]
     return "\n".join([*lines, "Made by `make ablations`.", ""])
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    cells = [columns, ["---"] * len(columns), *rows]
-    return ["| " + " | ".join(map(str, row)) + " |" for row in cells]
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    return pd.DataFrame([dict(zip(columns, row, strict=True)) for row in rows]).to_markdown(
+        index=False, disable_numparse=True
+    )
 
 
 def draw_ablations(ablations: Sequence[Ablation], analyses: Sequence[Mapping[str, Any]], color: str) -> Figure:
@@ -305,13 +297,13 @@ def draw_ablations(ablations: Sequence[Ablation], analyses: Sequence[Mapping[str
         range(len(ablations)), [one.name + (f" ({one.baseline})" if one.baseline else "") for one in ablations]
     )
     axes.invert_yaxis()
-    _plain(axes, "FID of ablations (points), and of the runs that they change (bars)", "FID", "")
-    if ablations:
-        _logarithmic(axes, "x")
+    title = "FID of ablations (points), and of the runs that they change (bars)"
+    label_axes(axes, title, "FID", "", "x" if ablations else "")
     for place, analysis in enumerate(plots):
         axes = figure.add_subplot(grid[1 + place // 2, place % 2])
         _draw_plot(axes, analysis["plot"])
-        _plain(axes, analysis["title"], analysis["plot"]["x"], analysis["plot"]["y"])
+        plot = analysis["plot"]
+        label_axes(axes, analysis["title"], plot["x"], plot["y"], "xy" if plot["kind"] == "line" else "")
         axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -330,21 +322,3 @@ def _draw_plot(axes: Axes, plot: Mapping[str, Any]) -> None:
             axes.errorbar(
                 series["x"], series["y"], series["deviations"], fmt=f"o{style}", ms=4, capsize=3, label=series["name"]
             )
-    if plot.get("logX"):
-        _logarithmic(axes, "x", "y")
-
-
-def _logarithmic(axes: Axes, *names: str) -> None:
-    """Make axes logarithmic, with plain numbers."""
-    for name in names:
-        axes.set(**{f"{name}scale": "log"})
-        axis = getattr(axes, f"{name}axis")
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
-
-
-def _plain(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set(xlabel=x, ylabel=y)
-    axes.set_title(title, fontsize=11)
-    axes.grid(alpha=0.25, lw=0.5)
-    axes.spines[["top", "right"]].set_visible(False)

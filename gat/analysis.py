@@ -140,6 +140,16 @@ def discriminator_outputs(
     return kept["projected"] @ discriminator.y_embedder(classes).T, kept["cls"]
 
 
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share (0–1) of samples whose own label (N,) has the highest of their logits (N, classes)."""
+    return float((logits.argmax(1) == labels).float().mean())
+
+
+def relative_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """`accuracy` of logits less their label's mean: the losses compare logits of one label, and leave it free."""
+    return accuracy(logits - logits.mean(0), labels)
+
+
 # Steps of the optimizer
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from gat.data.pixels import decode
@@ -34,7 +35,7 @@ def make_image(
     At its ends it is the pipeline's own of that label and seed.
     """
     generator, device = pipeline.generator, pipeline.generator.w_avg.device
-    z = torch.cat([torch.randn(1, Z_DIM, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    z = randn_tensor((2, Z_DIM), generator=[torch.Generator().manual_seed(seed) for seed in seeds])
     with torch.no_grad():
         at = z.to(device, generator.dtype), torch.tensor(labels, device=device)
         w = generator.mapping(*at, truncation_psi, guidance_scale)

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from gat.config import MODEL, Training
 
@@ -18,6 +19,16 @@ Curves = Mapping[Training, pd.DataFrame]  # frames with `step` and `fid`
 SIZE_COLUMNS = ["width", "depth", "patch", "params", "gmacs", "train_gflops"]
 PATCH_COLORS = ["#1f3a7a", "#d98c3f", "#7f9f5f", "#8c6fb0"]
 FEWEST = 3  # points of a power law
+MEASURES = {  # what the tables have of a training: heading, and digits after the point
+    "fid": ("FID", 2),
+    "kid": ("KID", 3),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "spread": ("spread", 2),
+    "recognized": ("recognized", 3),
+    "gap": ("gap", 2),
+    "images_per_second": ("images/s", 0),
+}
 
 
 class PowerLaw(NamedTuple):
@@ -207,7 +218,7 @@ def compare(study: pd.DataFrame) -> list[Comparison]:
     for _, patches in runs.sort_values("patch", ascending=False).groupby(["width", "depth"]):
         pairs += zip(patches.run, patches.run[1:], strict=False)
     fids = study.groupby("run").fid
-    mean, error = fids.mean(), fids.std() / fids.count() ** 0.5
+    mean, error = fids.mean(), fids.sem()
     return [Comparison(a, b, float(mean[a] - mean[b]), float(error[a] + error[b])) for a, b in pairs]
 
 
@@ -239,19 +250,19 @@ def draw_scaling(
     shade = size_shades(study, colors)
     _draw_curves(by_size, curves, shade)
     _draw_curves(by_size, curves, {MODEL: highlight}, style="--")
-    _label(by_size, "(a) FID by size", "training step", "FID")
+    label_axes(by_size, "(a) FID by size", "training step", "FID")
 
     shapes = study.groupby(["width", "depth"]).patch.nunique()
     if (shapes > 1).any():
         width, depth = shapes[shapes > 1].index[-1]
         same = study[(study.width == width) & (study.depth == depth)].sort_values("patch")
         _draw_curves(by_patch, curves, dict(zip(same.run.unique(), PATCH_COLORS, strict=False)))
-    _label(by_patch, "(b) FID by patch", "training step", "FID")
+    label_axes(by_patch, "(b) FID by patch", "training step", "FID")
 
     for axes, cost in zip((by_generator, by_training), COSTS, strict=True):
         _draw_costs(axes, table, cost, shade, highlight, resamplings, floors or {})
-    _label(by_generator, "(c) FID by generator compute", "generator GFLOPs (2 × GMACs)", "final FID")
-    _label(by_training, "(d) FID by training compute", "training compute (10⁹ multiply-adds)", "final FID")
+    label_axes(by_generator, "(c) FID by generator compute", "generator GFLOPs (2 × GMACs)", "final FID")
+    label_axes(by_training, "(d) FID by training compute", "training compute (10⁹ multiply-adds)", "final FID")
     return figure
 
 
@@ -334,10 +345,14 @@ def _draw_curves(axes: Axes, curves: Curves, colors: Mapping[str, str], style: s
         axes.legend(frameon=False, fontsize=9)
 
 
-def _label(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set(title=title, xlabel=x, ylabel=y, yscale="log")
-    axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(1.5, 0.6)))
+def label_axes(axes: Axes, title: str, x: str, y: str, logarithmic: str = "y") -> None:
+    """Title, labels, grid, and logarithmic axes (of "xy") with plain numbers."""
+    axes.set(title=title, xlabel=x, ylabel=y)
+    for name in logarithmic:
+        axes.set(**{f"{name}scale": "log"})
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(1.5, 0.6)))
     axes.grid(alpha=0.25, which="both", lw=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.title.set_fontsize(11)
@@ -357,16 +372,6 @@ def draw_samples(pictures: Mapping[str, np.ndarray]) -> Figure:
 
 def markdown_table(table: pd.DataFrame) -> str:
     """A row a run: its size, and its measures as mean ± standard deviation over seeds, in Markdown."""
-    measures = {  # name and digits after the point
-        "fid": ("FID", 2),
-        "kid": ("KID", 3),
-        "precision": ("precision", 3),
-        "recall": ("recall", 3),
-        "spread": ("spread", 2),
-        "recognized": ("recognized", 3),
-        "gap": ("gap", 2),
-        "images_per_second": ("images/s", 0),
-    }
     groups = table.sort_values("gmacs").groupby("run", sort=False)
     rows = []
     for run, own in groups:
@@ -381,16 +386,25 @@ def markdown_table(table: pd.DataFrame) -> str:
             "training GMACs": f"{size.train_gflops:.4g}" if pd.notna(size.train_gflops) else "",
             "seeds": len(own),
         }
-        for column, (name, digits) in measures.items():
+        for column, (name, digits) in MEASURES.items():
             if column in own:
-                row[name] = _with_deviation(own[column].dropna(), digits)
+                row[name] = mean_text(own[column].dropna(), digits)
         rows.append(row)
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def _with_deviation(values: pd.Series, digits: int) -> str:
-    numbers = [values.mean(), values.std()][: len(values)]  # of one value there is no deviation, of none nothing
-    return " ± ".join(f"{number:.{digits}f}" for number in numbers)
+def mean_text(values: ArrayLike, digits: int = 2) -> str:
+    """Mean ± standard deviation; of one value there is no deviation, of none nothing."""
+    numbers = np.asarray(values, float)
+    shown = [numbers.mean()] if len(numbers) else []
+    shown += [numbers.std(ddof=1)] if len(numbers) > 1 else []
+    return " ± ".join(f"{round(float(number), digits) + 0.0:.{digits}f}" for number in shown)  # no −0
+
+
+def standard_errors(*samples: ArrayLike) -> float:
+    """Sum of the standard errors of the means of some samples; NaN if one of them is a single value."""
+    values = [np.asarray(own, float) for own in samples]
+    return sum(float(stats.sem(own)) if len(own) > 1 else float("nan") for own in values)
 
 
 def markdown_page(

@@ -8,6 +8,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from scipy.interpolate import CubicSpline
 
@@ -41,7 +42,7 @@ def sweep(
 
 def noise(seeds: Sequence[int]) -> torch.Tensor:
     """Z (B, 64) as the pipeline draws it with one generator for each seed."""
-    return torch.cat([torch.randn(1, Z_DIM, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return randn_tensor((len(seeds), Z_DIM), generator=[torch.Generator().manual_seed(seed) for seed in seeds])
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
-from gat.analysis import NO_AUGMENT, cknna, discriminator_outputs, layer_use, step_sizes
+from gat.analysis import NO_AUGMENT, accuracy, cknna, discriminator_outputs, layer_use, relative_accuracy, step_sizes
 from gat.config import MODEL, Params, Training
 from gat.data.images import Images
 from gat.data.latents import Latents, TrainingBatches
@@ -66,12 +66,10 @@ def main(params: Params) -> None:
         else:
             still = sample_augment_params(count, latents.size, NO_AUGMENT, rng)
             reference = Teacher(settings.repa.teacher, device)(torch.from_numpy(pictures), still, latents.size).cls
-        # The losses compare logits of one label, so that what a label adds to all of them is free.
-        relative, relative_of_fakes = logits - logits.mean(0), of_fakes - of_fakes.mean(0)
         result["discriminator"] = {
-            "accuracy": float((logits.argmax(1) == own).float().mean()),
-            "relative_accuracy": float((relative.argmax(1) == own).float().mean()),
-            "relative_accuracy_on_samples": float((relative_of_fakes.argmax(1) == labels).float().mean()),
+            "accuracy": accuracy(logits, own),
+            "relative_accuracy": relative_accuracy(logits, own),
+            "relative_accuracy_on_samples": relative_accuracy(of_fakes, labels),
             "chance": 1 / len(latents.classes),
             "cknna": cknna(cls, reference),
             "reference": settings.repa.teacher or extractor.name,

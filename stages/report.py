@@ -16,10 +16,10 @@ import yaml
 from PIL import Image
 
 from gat.card import plain_name
-from gat.config import MODEL, Params, Training
+from gat.config import Params, Training
 from gat.files import atomic_write
-from gat.page import render_page, scaling_content
-from gat.report import COSTS, Curves, Scaling, draw_samples, draw_scaling, markdown_page, study_of
+from gat.page import lead_of, render_page, study_content
+from gat.report import Curves, draw_samples, draw_scaling, markdown_page, study_of
 from stages import (
     EXTRACTOR,
     FLOORS,
@@ -33,37 +33,6 @@ from stages import (
     commit,
     read_results,
 )
-
-METRICS = {
-    "fid": "FID",
-    "loss_d": "discriminator's loss",
-    "loss_g": "generator's loss",
-    "gap": "D(real) − D(fake)",
-    "r1": "approximate R1",
-    "r2": "approximate R2",
-    "repa": "REPA's loss",
-    "grad_d": "discriminator's gradient norm",
-    "grad_g": "generator's gradient norm",
-}
-COLUMNS = [  # key, heading, digits: after the point, or −significant; None: text
-    ("run", "run", None),
-    ("seed", "seed", 0),
-    ("width", "width", 0),
-    ("depth", "depth", 0),
-    ("patch", "patch", 0),
-    ("params", "parameters", 0),
-    ("gmacs", "GMACs", -3),
-    ("train_gflops", "training GMACs", -4),
-    ("fid", "FID", 2),
-    ("kid", "KID", 3),
-    ("precision", "precision", 3),
-    ("recall", "recall", 3),
-    ("spread", "spread", 2),
-    ("recognized", "recognized", 3),
-    ("gap", "gap", 2),
-    ("images_per_second", "images/s", 0),
-    ("warnings", "warnings", None),
-]
 
 
 def main(params: Params) -> None:
@@ -84,9 +53,7 @@ def main(params: Params) -> None:
     with atomic_write(REPORTS / "scaling.md") as path:
         path.write_text(markdown_page(table, floors, notes_of(params), settings.bootstrap), encoding="utf-8")
     content, assets = page_of(params, table)
-    content["scaling"] = scaling_content(table, curves, settings.colors, settings.highlight, floors, settings.bootstrap)
-    names = {name for own in curves.values() for name in own}
-    content["metric_names"] = [(name, text) for name, text in METRICS.items() if name in names]
+    content |= study_content(table, curves, settings.colors, settings.highlight, floors, settings.bootstrap)
     with atomic_write(REPORTS / "index.html") as path:
         path.write_text(render_page(content, assets), encoding="utf-8")
 
@@ -130,11 +97,11 @@ def pictures_of(params: Params, table: pd.DataFrame) -> dict[str, np.ndarray]:
     return {title: np.asarray(Image.open(path)) for title, path in paths.items()}
 
 
-def page_of(params: Params, table: pd.DataFrame) -> tuple[dict[str, Any], dict[str, bytes | Path]]:
+def page_of(params: Params, table: pd.DataFrame) -> tuple[dict[str, Any], dict[str, Path]]:
     """What the page shows beside the study's figures, and the files that it embeds."""
     order = [run for run in dict.fromkeys(table.run) if run in params.runs]
     showcases = {run: json.loads((SHOWCASE / run / "showcase.json").read_text()) for run in order}
-    assets: dict[str, bytes | Path] = {
+    assets: dict[str, Path] = {
         f"{run}/{path.name}": path
         for run in order
         for path in sorted((SHOWCASE / run).iterdir())
@@ -145,10 +112,7 @@ def page_of(params: Params, table: pd.DataFrame) -> tuple[dict[str, Any], dict[s
         summary = {}  # of other params, or of other results of the runs that the ablations change
     content: dict[str, Any] = {
         "title": f"How GANs of transformers scale on {plain_name(params.data.source)}",
-        "lead": lead_of(params, table),
-        "facts": facts_of(table, params.report.bootstrap),
-        "cost_names": [(i, cost.name) for i, cost in enumerate(COSTS)],
-        "columns": [column for column in COLUMNS if column[0] in table and (table[column[0]] != "").any()],
+        "lead": lead_of(table, params.data.resolution),
         "notes": notes_of(params)[:1],
         "commit": commit(),
         "params": as_yaml(params.model_dump(exclude={"compute"})),
@@ -188,36 +152,6 @@ def of_the_same_runs(summary: dict[str, Any], table: pd.DataFrame) -> bool:
         for own in summary["ablations"]
         if own["baseline"] is not None
     )
-
-
-def lead_of(params: Params, table: pd.DataFrame) -> str:
-    """A sentence on what was run."""
-    study = table[table.run != MODEL]
-    runs, seeds = study.run.nunique(), study.seed.nunique()
-    what = f"{runs} {'run' if runs == 1 else 'runs'} with {seeds} {'seed' if seeds == 1 else 'seeds'} each and a model"
-    steps = table.steps.dropna().unique()
-    length = f", trained for {int(steps[0]):,} steps" if len(steps) == 1 else ""
-    return (
-        f"{what if runs else 'A model'} under test{length}, on images of side {params.data.resolution} in the latent "
-        "space of an autoencoder. One step of a generator makes an image."
-    )
-
-
-def facts_of(table: pd.DataFrame, resamplings: int) -> list[dict[str, str]]:
-    """A few numbers for the head of the page."""
-    study = study_of(table)
-    facts = []
-    runs = study.run.unique()
-    for run in dict.fromkeys([*runs[:1], *runs[-1:]]):
-        fids = study.fid[study.run == run]
-        deviation = f" ± {fids.std():.2f}" if len(fids) > 1 else ""
-        facts.append({"label": f"FID of {run}", "value": f"{fids.mean():.2f}{deviation}"})
-    law = Scaling.of(table, COSTS[0], resamplings).law
-    if law is not None and np.isfinite(law.exponent):
-        exponent = f"{law.exponent:.2f}".replace("-", "−")
-        facts.append({"label": f"exponent of FID in {COSTS[0].name}", "value": exponent})
-    facts.append({"label": "trainings" if len(table) > 1 else "training", "value": str(len(table))})
-    return facts
 
 
 def as_yaml(settings: dict[str, Any]) -> str:

@@ -18,12 +18,15 @@ from gat.data.images import Images, write_images
 from gat.data.latents import Latents, write_latents
 from gat.data.sources import load_source
 from gat.data.vae import encode
+from gat.gan.networks import Generator
+from gat.pipeline import GATPipeline
 
 FUZZ: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 settings.register_profile("default", max_examples=60, derandomize=True, **FUZZ)
 settings.register_profile("thorough", max_examples=2000, **FUZZ)
 settings.load_profile("default")
 
+TINY = {"width": 16, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8, "classes": 10}
 SLOW = ("test_graph.py", "test_study.py", "test_scale.py", "test_trust.py", "test_page.py")
 
 
@@ -63,6 +66,17 @@ def vae() -> AutoencoderKL:
         mid_block_add_attention=False,
         sample_size=32,
     ).eval()
+
+
+@pytest.fixture(scope="session")
+def pipeline(vae) -> GATPipeline:
+    """Of an untrained generator whose images differ."""
+    torch.manual_seed(0)
+    generator = Generator(**TINY, style_gain=1.0).eval()
+    generator.w_avg.normal_()
+    for layer in generator.final_layers:  # which start at zero
+        torch.nn.init.normal_(layer.linear.weight, std=0.5)
+    return GATPipeline(generator, vae)
 
 
 @pytest.fixture(scope="session")

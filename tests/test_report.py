@@ -9,7 +9,7 @@ import pytest
 
 from gat.config import MODEL, Training
 from gat.cost import Cost, training_gflops
-from gat.page import render_page, scaling_content
+from gat.page import render_page, study_content
 from gat.report import (
     Points,
     compare,
@@ -253,10 +253,11 @@ def test_the_pages_numbers_are_the_reports_and_infinities_are_null(table, curves
     first = next(iter(odd))
     odd[first]["grad_g"] = pd.DataFrame({"step": [10, 20], "grad_g": [np.inf, 1.5]})
     unknown = table.assign(train_gflops=table.train_gflops.where(table.run != "S-2"))
-    scaling = scaling_content(unknown, odd, ["#000000", "#ffffff"], "#ff0000", {"reconstructions": 0.5}, 50)
+    study = study_content(unknown, odd, ["#000000", "#ffffff"], "#ff0000", {"reconstructions": 0.5}, 50)
+    scaling = study["scaling"]
     law = fit_power_law(*Points.of(study_of(unknown), "gmacs")[1:], 50)
     assert scaling["costs"][0]["law"]["exponent"] == pytest.approx(law.exponent)
-    page = render_page({"scaling": scaling, "columns": [("fid", "FID", 2)], "title": "a <b>", "metric_names": []}, {})
+    page = render_page(study | {"title": "a <b>", "metric_names": []}, {})
     content = json.loads(re.search(r'id="content">(.*?)</script>', page, re.S)[1])
     curve = next(own for own in content["scaling"]["curves"] if own["run"] == first.run and own["seed"] == first.seed)
     assert curve["grad_g"] == [[10, 20], [None, 1.5]]
@@ -268,5 +269,5 @@ def test_the_pages_numbers_are_the_reports_and_infinities_are_null(table, curves
 def test_runs_of_one_cost_have_no_law_on_the_page(table):
     same = table[table.run != MODEL].assign(gmacs=1.0)
     with np.errstate(all="ignore"):
-        scaling = scaling_content(same, {}, ["#000000"], "#ff0000", {}, 50)
-    assert scaling["costs"][0]["law"] is None
+        study = study_content(same, {}, ["#000000"], "#ff0000", {}, 50)
+    assert study["scaling"]["costs"][0]["law"] is None

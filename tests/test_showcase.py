@@ -6,21 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gat.gan.networks import Generator
 from gat.pipeline import GATPipeline
 from gat.showcase import level_images, mosaic, nearest, save_sheet, save_video, sweep, walk
-
-TINY = {"width": 16, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8, "classes": 10}
-
-
-@pytest.fixture(scope="module")
-def pipeline(vae) -> GATPipeline:
-    torch.manual_seed(0)
-    generator = Generator(**TINY, style_gain=1.0).eval()
-    generator.w_avg.normal_()
-    for layer in generator.final_layers:  # which start at zero
-        torch.nn.init.normal_(layer.linear.weight, std=0.5)
-    return GATPipeline(generator, vae)
 
 
 def image(pipeline: GATPipeline, label: int, seed: int, **options: float) -> np.ndarray:

@@ -213,14 +213,14 @@ if (content.ablations) draw(byId("ablations-plot"), ablationsFigure);
 for (const element of document.querySelectorAll("[data-plot]")) {
   const { plot } = content.analyses[Number(element.dataset.plot)];
   draw(element, () => {
-    const traces = plot.series.map((series, i) => ({
-      ...series, type: plot.kind === "bar" ? "bar" : "scatter", mode: "lines+markers",
+    const bar = plot.kind === "bar";
+    const traces = plot.series.map((series) => ({
+      ...series, type: bar ? "bar" : "scatter", mode: "lines+markers",
       line: { dash: series.dash ?? "solid" }, error_y: { type: "data", array: series.deviations, thickness: 1.2, width: 4 },
-      marker: { color: plot.series.length > 2 ? undefined : [scaling.colors.model, style("--accent")][i] },
       hovertemplate: `<b>${series.name}</b><br>${plot.x} %{x}<br>${plot.y} %{y:.3~g}<extra></extra>`,
     }));
     const log = { type: "log", ...ticks };
-    return [traces, layout(axis(plot.x, plot.logX ? log : { type: plot.kind === "bar" ? "category" : "linear" }), axis(plot.y, plot.logY ? log : {}), { barmode: "group" })];
+    return [traces, layout(axis(plot.x, bar ? { type: "category" } : log), axis(plot.y, bar ? {} : log), { barmode: "group" })];
   });
 }
 
