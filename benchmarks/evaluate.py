@@ -23,7 +23,7 @@ from gat.evaluation.extractor import Extractor
 from gat.evaluation.features import compute_features
 from gat.evaluation.fid import Reference, fid
 from gat.evaluation.sampling import Sampler
-from gat.pipeline import GATPipeline
+from gat.release.pipeline import GATPipeline
 from gat.runtime import make_accelerator
 
 

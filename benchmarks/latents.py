@@ -16,8 +16,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from gat.data.images import Images, write_images
-from gat.data.latents import write_latents
+from gat.data.crop import write_images
+from gat.data.encode import write_latents
+from gat.data.images import Images
 from gat.data.sources import load_source
 from gat.data.vae import encode, load_vae
 from gat.runtime import make_accelerator

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
-from gat.config import Loss, Train
+from gat.config import Loss, Optimization
 from gat.data.latents import Batch
 from gat.gan.networks import SIZES, Discriminator, Generator
 from gat.gan.training import Trainer
@@ -50,7 +50,7 @@ def measure(
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
     torch.manual_seed(0)
     generator, discriminator = Generator(**config), Discriminator(**config)
-    train = Train(batch_size=batch, learning_rate=1e-4)
+    train = Optimization(batch_size=batch, learning_rate=1e-4)
     trainer = Trainer(accelerator, generator, discriminator, 1.0, train, Loss(scale_gamma_by_pixels=False))
     side = config["latent_size"]
     data = Batch(torch.rand(batch, 8, side, side, device=device), torch.arange(batch, device=device) % classes)

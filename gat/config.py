@@ -1,9 +1,8 @@
 """params.yaml as typed, validated objects. Reading it imports nothing heavy, so that a wrong value stops at once."""
 
 import json
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from operator import attrgetter
 from os.path import expanduser
 from pathlib import Path
@@ -24,7 +23,8 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-HEAD_SIZE = 64  # that `heads: auto` aims at
+from gat.sizes import discriminator_size, head_count, level_count, norm_groups
+
 MODEL = "model"  # the model under test
 INCEPTION_FEATURES = 2048  # a covariance of fewer samples than features is singular, and the FID of it no estimate
 
@@ -33,11 +33,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 PathOrHubId = Annotated[str, AfterValidator(expanduser)]
 Color = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
-
-
-def norm_groups(channels: Sequence[int]) -> int:
-    """Groups in which a small autoencoder's layers of so many channels are normalized; it must divide all of them."""
-    return min(8, *channels)
 
 
 class ParamsError(ValueError):
@@ -112,7 +107,6 @@ class Evaluate(_Section):
     """Which samples are evaluated at the end."""
 
     samples: Annotated[int, Field(ge=100)]
-    batch_size: PositiveInt
     seed: Seed
     truncation_psi: UnitInterval
     guidance_scale: NonNegativeFloat
@@ -160,11 +154,8 @@ class Network(_Section):
 
     @property
     def head_count(self) -> int:
-        """`heads`, or for `auto` the count whose head size is nearest to 64."""
-        if isinstance(self.heads, int):
-            return self.heads
-        fitting = [h for h in range(1, self.width + 1) if self.width % h == 0 and (self.width // h) % 4 == 0]
-        return min(fitting, key=lambda h: (abs(math.log(self.width / h / HEAD_SIZE)), h), default=1)
+        """See `gat.sizes.head_count`."""
+        return head_count(self.width, self.heads)
 
 
 class Run(Network):
@@ -193,19 +184,15 @@ class Run(Network):
             raise ParamsError(f"pretrained: {folder!r} is not allowed; allowed: {allowed}") from None
 
     @property
-    def overrides(self) -> bool:
-        """Whether it is excluded from the laws: it overrides settings or the discriminator's size, or is pretrained."""
+    def changes_recipe(self) -> bool:
+        """Whether it overrides settings or the discriminator's size, or is pretrained; then no law is fitted to it."""
         sizes = self.discriminator.model_dump(exclude_none=True)
         return bool(self.train or self.loss or self.repa or self.pretrained or sizes)
 
     @property
     def discriminator_network(self) -> Network:
         """The discriminator's full size."""
-        values = {key: getattr(self, key) for key in ("width", "depth", "heads", "patch")}
-        changed = self.discriminator.model_dump(exclude_none=True)
-        if "width" in changed and "heads" not in changed:
-            changed["heads"] = "auto"
-        return Network(**(values | changed))
+        return Network(**discriminator_size(dict(self), dict(self.discriminator)))
 
 
 class ModelUnderTest(Run):
@@ -222,8 +209,8 @@ class Levels(_Section):
 
     @property
     def used(self) -> int:
-        """Levels of a generator: without guidance only the finished image."""
-        return 1 if self.schedule == "none" else self.count
+        """See `gat.sizes.level_count`."""
+        return level_count(self.schedule, self.count)
 
 
 class Augment(_Section):
@@ -253,8 +240,8 @@ class Repa(_Section):
     projector_dim: Dimension = 2048
 
 
-class Train(_Section):
-    """The optimization (paper, section 5 and appendix); `Train()` has the values of the paper's scaling runs."""
+class Optimization(_Section):
+    """The optimization (paper, section 5 and appendix); the defaults are the values of the paper's scaling runs."""
 
     steps: PositiveInt = 50_000
     batch_size: PositiveInt = 512
@@ -272,10 +259,11 @@ class Compute(_Section):
     """What changes speed and memory but not the result, apart from rounding; no stage depends on it."""
 
     threads: PositiveInt | None = None
-    compile: Literal["blocks", "whole"] | None = None
+    compile: bool = False
     activation_checkpointing: bool = False
     micro_batch: PositiveInt | None = None
     vae_batch: PositiveInt = 64
+    sample_batch: PositiveInt = 64
     workers: NonNegativeInt = 0
     save_every: PositiveInt = 1000
 
@@ -288,12 +276,12 @@ class Report(_Section):
     bootstrap: PositiveInt
 
 
-class Settings(NamedTuple):
-    """What defines the training of one run."""
+class Recipe(NamedTuple):
+    """What defines the training of one run, apart from the seed: its sections, with what it overrides."""
 
     run: Run
     loss: Loss
-    train: Train
+    train: Optimization
     repa: Repa
 
 
@@ -322,7 +310,7 @@ class Params(_Section):
     model: ModelUnderTest
     loss: Loss
     repa: Repa
-    train: Train
+    train: Optimization
     evaluate: Evaluate
     study: dict[str, Run]
     runs: list[str]
@@ -368,7 +356,7 @@ class Params(_Section):
                 _require(samples > INCEPTION_FEATURES, key, samples, f"more than {INCEPTION_FEATURES}, one a feature")
         trained_here = self.metrics.extractor == "classifier"
         _require(not trained_here or self.metrics.classifier is not None, "metrics.classifier", None, "its recipe")
-        for name in (MODEL, *self.trained):
+        for name in (MODEL, *self.trained_runs):
             self._check_run(name)
         if self.vae.pretrained is None:
             _require(self.vae.recipe is not None, "vae.recipe", None, "a recipe, vae.pretrained being null")
@@ -390,8 +378,8 @@ class Params(_Section):
     def _sample_counts(self) -> Iterator[tuple[str, int]]:
         """From how many samples FIDs are computed, by key."""
         yield "evaluate.samples", self.evaluate.samples
-        for name in (MODEL, *self.trained):
-            run, _, train, _ = self.settings(name)
+        for name in (MODEL, *self.trained_runs):
+            run, _, train, _ = self.recipe(name)
             own = f"{self.key(name)}." if "eval_samples" in run.train else ""
             if run.pretrained is None:
                 yield f"{own}train.eval_samples", train.eval_samples
@@ -403,8 +391,8 @@ class Params(_Section):
             ParamsError: they do not.
         """
         _require(latent_size % 1 == 0, "data.resolution", self.data.resolution, "multiples of the VAE's factor")
-        for name in (MODEL, *self.trained):
-            run, key = self.settings(name).run, self.key(name)
+        for name in (MODEL, *self.trained_runs):
+            run, key = self.recipe(name).run, self.key(name)
             for where, network in ((key, run), (f"{key}.discriminator", run.discriminator_network)):
                 allowed = f"divisors of {latent_size:.0f}, the latents' side"
                 fits = run.pretrained is not None or latent_size % network.patch == 0
@@ -412,7 +400,7 @@ class Params(_Section):
 
     def _check_run(self, name: str) -> None:
         key = self.key(name)
-        run, loss, _, repa = self.settings(name)
+        run, loss, _, repa = self.recipe(name)
         if run.pretrained is not None:
             return
         _require_file(f"{key}.repa.teacher" if "teacher" in run.repa else "repa.teacher", repa.teacher)
@@ -437,8 +425,8 @@ class Params(_Section):
         return [Training(run, seed) for run in self.ablations for seed in self.seeds]
 
     @property
-    def trained(self) -> list[str]:
-        """Entries of the study that are trained, by whichever group."""
+    def trained_runs(self) -> list[str]:
+        """Entries of the study that are trained, by either graph."""
         return [*self.runs, *self.ablations]
 
     def baseline(self, ablation: str) -> str | None:
@@ -448,7 +436,7 @@ class Params(_Section):
             run = self.study[name]
             return run.width, run.depth, run.head_count, run.patch
 
-        plain = (name for name in self.runs if not self.study[name].overrides)
+        plain = (name for name in self.runs if not self.study[name].changes_recipe)
         return next((name for name in plain if size(name) == size(ablation)), None)
 
     @staticmethod
@@ -456,15 +444,23 @@ class Params(_Section):
         """Where in params.yaml the size of a run is."""
         return name if name == MODEL else f"study.{name}"
 
-    def settings(self, name: str) -> Settings:
+    def run(self, name: str) -> Run:
+        """A run by its name.
+
+        Raises:
+            ParamsError: there is no such run.
+        """
+        _require(name == MODEL or name in self.study, "run", name, ", ".join((MODEL, *self.study)))
+        return self.model if name == MODEL else self.study[name]
+
+    def recipe(self, name: str) -> Recipe:
         """The size, the losses, the optimization and the teacher of a run, with what it overrides.
 
         Raises:
             ParamsError: there is no such run, or an override is wrong.
         """
-        _require(name == MODEL or name in self.trained, "run", name, ", ".join((MODEL, *self.trained)))
-        key, run = self.key(name), self.model if name == MODEL else self.study[name]
-        return Settings(
+        key, run = self.key(name), self.run(name)
+        return Recipe(
             run,
             _overridden(self.loss, run.loss, f"{key}.loss"),
             _overridden(self.train, run.train, f"{key}.train"),

@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all, and by one program at a time."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -66,6 +67,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file, complete or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from gat.data.sources import imagenet_names
-from gat.gan.networks import SIZES, Discriminator, Generator
-from gat.pipeline import GATPipeline
+from gat.gan.networks import Discriminator, Generator
+from gat.release.pipeline import GATPipeline
+from gat.sizes import SIZES
 
 VAE = "stabilityai/sd-vae-ft-ema"  # with which the release samples
 

@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml, one module each, and the files that pass between them.
+"""The stages of dvc.yaml, one module each, and the paths that pass between them.
 
 python -m stages NAME [RUN SEED] runs one; python -m stages.repro runs all, side by side.
 """
@@ -11,21 +11,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gat.config import MODEL, Params, ParamsError, Training
-from gat.files import atomic_write
+from gat.study.results import Results
 
 SOURCE = Path("data/source.json")
+CODE = Path("data/code")  # a file for each stage
 IMAGES = Path("data/images")
 EXTRACTOR = Path("data/extractor")
 REFERENCE = Path("data/reference.npz")
 FLOORS, REALS = Path("data/floors.json"), Path("data/reals.png")
 VAE = Path("data/vae")
 LATENTS = Path("data/latents")
-RUNS = Path("runs")  # RUN/seed-N and model, each with pipeline and discriminator
-RESULTS = Path("results")  # of each training: live, run.json, metrics.json, evaluation.json, samples.png
-ABLATIONS = Path("ablations/results")  # of each training of the ablations, as in RESULTS
+RUNS = Path("runs")  # RUN/seed-N and model, each with generator, discriminator and pipeline
+RESULTS = Path("results")  # RUN/seed-N and model, see gat.study.results
+ABLATIONS = Path("ablations/results")  # the same of the ablations
 ANALYSES = Path("analyses")  # RUN/seed-N.json
 SUMMARY = Path("ablations/summary.json")  # of the ablations and analyses; committed, and no out of DVC's
 SHOWCASE = Path("showcase")  # RUN, of its first seed: pictures and a video
@@ -40,43 +39,24 @@ def staging_dir(stage: str, *key: Any) -> Path:
     return CHECKPOINTS / f"{stage}-{digest.hexdigest()}"
 
 
-def code_of(stage: str) -> list[Path]:
-    """The files of code that a stage depends on, as dvc.yaml names them."""
-    deps = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
-    paths = [Path(dep) for dep in deps if dep.startswith(("gat/", "stages/"))]
-    return [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
-
-
 def ablations_key(params: Params) -> str:
     """Identifies all params that decide the results of ablations and analyses, and of the runs that they are about."""
     names = [name for ablation in params.ablations for name in (ablation, params.baseline(ablation)) if name]
-    names += [name for name in params.analyze.runs if name in params.trained]
-    settings = [[section.model_dump() for section in params.settings(name)] for name in names]
+    names += [name for name in params.analyze.runs if name in params.trained_runs]
+    recipes = [[section.model_dump() for section in params.recipe(name)] for name in names]
     shared = params.model_dump(include={"data", "vae", "metrics", "evaluate", "seeds", "analyze", "ablations"})
-    content = [shared, params.model.width, settings]
+    content = [shared, params.model.width, recipes]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write a JSON file, complete or not at all."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def results_of(params: Params, training: Training) -> Path:
-    """The folder of a training's results."""
-    return (ABLATIONS if training.run in params.ablations else RESULTS) / training.folder
+def results_of(params: Params, training: Training) -> Results:
+    """The results of a training, where its graph has them."""
+    return Results((ABLATIONS if training.run in params.ablations else RESULTS) / training.folder)
 
 
 def address(params: Params, training: Training, stage: str) -> str:
     """What `dvc repro` calls one of a training's stages."""
     return ("ablations/dvc.yaml:" if training.run in params.ablations else "") + training.stage(stage)
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """All that is known of a training: its `run.json`, `metrics.json` and `evaluation.json` together."""
-    parts = (folder / f"{part}.json" for part in ("run", "metrics", "evaluation"))
-    return {key: value for path in parts for key, value in json.loads(path.read_text()).items()}
 
 
 def parse_training(params: Params, *arguments: str) -> Training:
@@ -86,7 +66,7 @@ def parse_training(params: Params, *arguments: str) -> Training:
         ParamsError: there is no such run, or no seed.
     """
     name, seed = (*(arguments or sys.argv[1:3]), "", "")[:2]
-    params.settings(name)
+    params.recipe(name)
     if name != MODEL and not seed.isdecimal():
         raise ParamsError(f"seed: {seed!r} is not allowed; allowed: a number after the run's name, such as {name} 0")
     return Training(name, params.model.seed if name == MODEL else int(seed))

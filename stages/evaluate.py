@@ -1,15 +1,12 @@
-"""Metrics of a trained model: runs/…/pipeline -> results/…/metrics.json, evaluation.json, samples.png.
+"""Metrics and cost of a trained model: runs/…, results/… -> results/…/metrics.json, evaluation.json, samples.png.
 
 python -m stages evaluate RUN SEED          (as many processes as Accelerate is configured for; `model` needs no seed)
 
-metrics.json holds the few numbers that DVC compares; evaluation.json says how they were measured.
+metrics.json holds the few numbers that DVC compares; evaluation.json what it costs and how the metrics were measured.
 """
 
-import json
 from pathlib import Path
 
-import numpy as np
-import torch
 from diffusers.utils import logging
 from PIL import Image
 
@@ -19,73 +16,55 @@ from gat.evaluation.extractor import Extractor
 from gat.evaluation.features import compute_features
 from gat.evaluation.fid import Reference
 from gat.evaluation.grid import image_grid
-from gat.evaluation.metrics import compute_metrics, diverging_fid, few_for_fid, flat_discriminator
+from gat.evaluation.metrics import compute_metrics
 from gat.evaluation.sampling import Sampler, sample_inputs, save_npz
+from gat.evaluation.warnings import warnings_of
 from gat.files import atomic_write
-from gat.gan.networks import require_finite
-from gat.pipeline import GATPipeline
+from gat.gan.networks import Discriminator, Generator, require_finite
 from gat.runtime import make_accelerator
-from stages import EXTRACTOR, REFERENCE, RUNS, parse_training, results_of, write_json
+from gat.study.cost import cost_of
+from stages import EXTRACTOR, REFERENCE, RUNS, VAE, parse_training, results_of
 
 
 def main(params: Params) -> None:
     """Run the stage."""
     logging.disable_progress_bar()
-    training, settings = parse_training(params), params.evaluate
-    accelerator = make_accelerator(params.compute)
-    trained, results = RUNS / training.folder / "pipeline", results_of(params, training)
+    training, settings, batch_size = parse_training(params), params.evaluate, params.compute.sample_batch
+    accelerator, pretrained = make_accelerator(params.compute), params.run(training.run).pretrained
+    networks, results = RUNS / training.folder, results_of(params, training)
     extractor, reference = Extractor(EXTRACTOR, accelerator.device), Reference.load(REFERENCE)
-    generator = GATPipeline.from_pretrained(trained).generator.to(accelerator.device)
-    require_finite(generator, str(trained))
+    generator = Generator.from_pretrained(networks / "generator").to(accelerator.device)
+    require_finite(generator, str(networks / "generator"))
+    vae = load_vae(VAE if pretrained is None else Path(pretrained) / "vae", accelerator.device)
     sampler = Sampler(
         generator,
-        load_vae(trained / "vae", accelerator.device),
+        vae,
         settings.seed,
         settings.truncation_psi,
         settings.guidance_scale,
         params.compute.vae_batch,
         reference.class_counts,
     )
-    features = compute_features(sampler, extractor, settings.samples, settings.batch_size)
-    rate = accelerator.reduce(torch.tensor(sampler.images_per_second, device=accelerator.device)).item()
+    features = compute_features(sampler, extractor, settings.samples, batch_size)
     if settings.save_samples is not None:
         path = Path(settings.save_samples) / f"{training.folder}.npz"
-        save_npz(sampler, path, settings.samples, settings.batch_size)
+        save_npz(sampler, path, settings.samples, batch_size)
     if not accelerator.is_main_process:
         return
     labels = sample_inputs(settings.seed, 0, settings.samples, sampler.cycle)[1].numpy()
     predicted = extractor.classify(features)
     metrics = compute_metrics(features, labels, reference, predicted, accelerator.device, settings.seed)
-    gmacs = json.loads((results / "run.json").read_text())["gmacs"]
-    write_json(results / "metrics.json", metrics | {"gmacs": gmacs})
+    discriminator = None if pretrained is not None else Discriminator.load_config(networks / "discriminator")
+    cost = cost_of(generator.config, discriminator, results.read("run"))
     measured = {
-        "images_per_second": rate,
         "samples": settings.samples,
         "labels": "uniform" if reference.class_counts is None else "reals",
         "extractor": extractor.name,
         "mode": extractor.mode,
         "truncation_psi": settings.truncation_psi,
         "guidance_scale": settings.guidance_scale,
-        "warnings": warnings_of(results, settings.samples, reference, params.metrics.reference is None),
+        "warnings": warnings_of(results.curves(), settings.samples, reference, params.metrics.reference is None),
     }
-    write_json(results / "evaluation.json", measured)
-    with atomic_write(results / "samples.png") as path:
+    with atomic_write(results.samples) as path:
         Image.fromarray(image_grid(sampler.class_examples(), 10)).save(path)
-
-
-def curve_of(results: Path, name: str) -> np.ndarray | None:
-    """One of the curves that training left: rows of a step and a value; None: of a pretrained model there is none."""
-    path = results / f"live/plots/metrics/{name}.tsv"
-    return np.loadtxt(path, skiprows=1, ndmin=2) if path.exists() else None
-
-
-def warnings_of(results: Path, samples: int, reference: Reference, own_reals: bool) -> list[str]:
-    """What is doubtful about a model or its FID; how many reals there are is known where they are the data set's."""
-    gap, fids = curve_of(results, "gap"), curve_of(results, "fid")
-    counts = reference.class_counts if own_reals else None
-    reals = None if counts is None else int(counts.sum())
-    return [
-        *(flat_discriminator(gap) if gap is not None else []),
-        *(diverging_fid(fids) if fids is not None else []),
-        *few_for_fid(samples, reals, len(reference.mu)),
-    ]
+    results.write_evaluation(metrics | {"gmacs": cost["gmacs"]}, cost | measured)

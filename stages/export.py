@@ -12,10 +12,11 @@ import subprocess
 
 from huggingface_hub import HfApi
 
-from gat.card import model_card
 from gat.config import MODEL, Params, ParamsError, Training
 from gat.files import atomic_write
-from stages import EXPORTS, RUNS, address, commit, parse_training, read_results, results_of
+from gat.release.card import model_card
+from stages import EXPORTS, address, commit, parse_training, results_of
+from stages.package import package
 
 
 def main(params: Params) -> None:
@@ -28,18 +29,14 @@ def main(params: Params) -> None:
     arguments = parser.parse_args()
     training = parse_training(params, arguments.run, arguments.seed)
     check(params, training)
-    pipeline, results, out = (
-        RUNS / training.folder / "pipeline",
-        results_of(params, training),
-        EXPORTS / training.folder,
-    )
+    results, out = results_of(params, training), EXPORTS / training.folder
     with atomic_write(out) as folder:
-        shutil.copytree(pipeline, folder)
+        package(params, training, folder)
         for name in ("samples.png", "metrics.json"):
-            shutil.copy(results / name, folder)
+            shutil.copy(results.folder / name, folder)
         card = model_card(
-            read_results(results),
-            params.settings(training.run),
+            results.read(),
+            params.recipe(training.run),
             params.data.source,
             params.data.resolution,
             commit(),
@@ -65,9 +62,10 @@ def check(params: Params, training: Training) -> None:
     known = [other for other in (*params.trainings, *params.ablation_trainings) if other.run == training.run]
     if training not in known:
         raise ParamsError(f"seed: {training.seed} is not allowed; allowed: {', '.join(str(t.seed) for t in known)}")
-    if params.settings(training.run).run.pretrained is not None:
+    if params.recipe(training.run).run.pretrained is not None:
         raise ParamsError(f"run: {training.run} is pretrained; what is exported was trained here")
     stages = [address(params, training, stage) for stage in ("train", "evaluate")]
+    subprocess.run(["dvc", "repro", "--quiet", "--single-item", "code"], check=True)
     command = ["dvc", "status", "--json", *stages]
     changed = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     if changed:

@@ -15,9 +15,9 @@ from gat.evaluation.extractor import Extractor
 from gat.evaluation.features import compute_features
 from gat.evaluation.fid import Reference, evenly_spaced, fid, fid_of_halves
 from gat.evaluation.grid import image_grid
-from gat.files import atomic_write
+from gat.files import atomic_write, write_json
 from gat.runtime import make_accelerator
-from stages import EXTRACTOR, FLOORS, IMAGES, REALS, REFERENCE, VAE, write_json
+from stages import EXTRACTOR, FLOORS, IMAGES, REALS, REFERENCE, VAE
 
 
 def main(params: Params) -> None:
@@ -30,7 +30,7 @@ def main(params: Params) -> None:
     def reconstructions(start: int, stop: int) -> np.ndarray:
         return reconstruct(vae, images[index[start:stop]], params.compute.vae_batch)
 
-    features = compute_features(reconstructions, extractor, len(index), params.evaluate.batch_size)
+    features = compute_features(reconstructions, extractor, len(index), params.compute.sample_batch)
     if accelerator.is_main_process:
         floors = {"reconstructions": fid(features, reference)}
         if reference.features is not None:

@@ -6,7 +6,7 @@ An interrupted run resumes after the last complete file.
 """
 
 from gat.config import Params
-from gat.data.images import write_images
+from gat.data.crop import write_images
 from gat.data.sources import load_source
 from gat.runtime import exclusive, make_accelerator, publish
 from stages import IMAGES, SOURCE, staging_dir

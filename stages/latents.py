@@ -8,8 +8,8 @@ An interrupted run resumes after the last complete file.
 import hashlib
 
 from gat.config import Params
+from gat.data.encode import write_latents
 from gat.data.images import Images
-from gat.data.latents import write_latents
 from gat.data.vae import encode, load_vae
 from gat.runtime import exclusive, make_accelerator, publish
 from stages import IMAGES, LATENTS, VAE, staging_dir

@@ -35,7 +35,7 @@ def main(params: Params) -> None:
         key = "data.source" if given is None else "metrics.reference"
         raise ParamsError(f"{key}: {len(images)} images are too few; precision and recall need {NEIGHBOURS + 1}")
     if images is not None:
-        keep, batch_size = params.metrics.reference_features, params.evaluate.batch_size
+        keep, batch_size = params.metrics.reference_features, params.compute.sample_batch
         labels = images.labels if isinstance(images, Images) else None
         computed = compute_reference(
             lambda start, stop: images[start:stop], extractor, len(images), batch_size, keep, labels

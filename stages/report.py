@@ -15,11 +15,11 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from gat.card import plain_name
 from gat.config import Params, Training
 from gat.files import atomic_write
-from gat.page import lead_of, render_page, study_content
-from gat.report import Curves, draw_samples, draw_scaling, markdown_page, study_of
+from gat.release.card import plain_name
+from gat.report.figures import Curves, draw_samples, draw_scaling, markdown_page, study_of
+from gat.report.page import lead_of, render_page, study_content
 from stages import (
     EXTRACTOR,
     FLOORS,
@@ -31,7 +31,7 @@ from stages import (
     ablations_key,
     address,
     commit,
-    read_results,
+    results_of,
 )
 
 
@@ -77,7 +77,7 @@ def remove_results_of_others(params: Params) -> None:
 
 def row_of(params: Params, training: Training) -> dict[str, Any]:
     """All that is known of a training."""
-    row = {"overrides": params.settings(training.run).run.overrides} | read_results(RESULTS / training.folder)
+    row = {"overrides": params.recipe(training.run).run.changes_recipe} | results_of(params, training).read()
     row["warnings"] = "; ".join(row["warnings"])
     return row
 
@@ -168,7 +168,7 @@ def without_folders(value: Any) -> Any:
 
 def settings_text(params: Params, training: Training) -> str:
     """How to make a training again, and with what."""
-    sections = {name: value.model_dump() for name, value in params.settings(training.run)._asdict().items()}
+    sections = {name: value.model_dump() for name, value in params.recipe(training.run)._asdict().items()}
     return f"dvc repro {address(params, training, 'evaluate')}\n\n{as_yaml(sections)}"
 
 

@@ -102,7 +102,7 @@ def training_stages(params: Params, trainings: list[Training]) -> list[list[str]
     """Training, evaluation and pictures of each, the longest first: so no slot is idle for long at the end."""
 
     def work(training: Training) -> float:
-        run, _, train, _ = params.settings(training.run)
+        run, _, train, _ = params.recipe(training.run)
         return 0.0 if run.pretrained else train.steps * run.depth * (run.width / run.patch) ** 2
 
     ordered = sorted(trainings, key=work, reverse=True)
@@ -246,7 +246,7 @@ def main() -> None:
             return
         if arguments.ablations:
             for run in params.analyze.runs:
-                params.settings(run)  # that it is trained
+                params.recipe(run)  # that it is trained
         forget_dead_locks()
         subprocess.run(["dvc", "--wait-for-lock", "repro", "--quiet", "--single-item", "source"], check=True)
         changed = set(

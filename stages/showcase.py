@@ -14,12 +14,12 @@ from gat.config import Params, ParamsError
 from gat.data.images import Images
 from gat.evaluation.extractor import Extractor
 from gat.evaluation.fid import Reference, evenly_spaced
-from gat.files import atomic_write
-from gat.live import export_onnx, size_megabytes
-from gat.pipeline import GATPipeline
+from gat.files import atomic_write, write_json
+from gat.release.live import export_onnx, size_megabytes
+from gat.release.pipeline import GATPipeline
+from gat.release.showcase import SWEEPS, level_images, neighbours_of, noise, save_sheet, save_video, sweep, walk
 from gat.runtime import make_accelerator
-from gat.showcase import SWEEPS, level_images, neighbours_of, noise, save_sheet, save_video, sweep, walk
-from stages import EXTRACTOR, IMAGES, REFERENCE, RUNS, SHOWCASE, parse_training, write_json
+from stages import EXTRACTOR, IMAGES, REFERENCE, RUNS, SHOWCASE, parse_training
 
 LIVE_SEEDS = 64  # whose noise the page has
 

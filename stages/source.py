@@ -8,7 +8,8 @@ sizes and times takes. Where its out is what it was, nothing else runs. Of a hub
 
 from gat.config import Params
 from gat.data.sources import fingerprint
-from stages import ABLATIONS, ANALYSES, SHOWCASE, SOURCE, write_json
+from gat.files import write_json
+from stages import ABLATIONS, ANALYSES, SHOWCASE, SOURCE
 
 
 def main(params: Params) -> None:

@@ -7,10 +7,18 @@ The files are in git and are no outs of DVC's, so that the report can depend on 
 
 import json
 
-from gat.ablations import Ablation, analyses_content, change_of, draw_ablations, markdown, page_rows, scaled_apart
 from gat.config import Params, Training
-from gat.files import atomic_write
-from stages import ANALYSES, REPORTS, SUMMARY, ablations_key, read_results, results_of, write_json
+from gat.files import atomic_write, write_json
+from gat.report.ablations import (
+    Ablation,
+    analyses_content,
+    change_of,
+    draw_ablations,
+    markdown,
+    page_rows,
+    scaled_apart,
+)
+from stages import ANALYSES, REPORTS, SUMMARY, ablations_key, results_of
 
 
 def main(params: Params) -> None:
@@ -18,14 +26,19 @@ def main(params: Params) -> None:
 
     def fids(run: str | None) -> list[float]:
         trainings = [Training(run, seed) for seed in params.seeds] if run else []
-        return [read_results(results_of(params, training))["fid"] for training in trainings]
+        return [results_of(params, training).read("metrics")["fid"] for training in trainings]
 
     ablations = []
     for name in params.ablations:
         baseline = params.baseline(name)
         ablations.append(Ablation(name, change_of(params.study[name]), fids(name), baseline, fids(baseline)))
-    paths = [ANALYSES / f"{run}/seed-{seed}.json" for run in params.analyze.runs for seed in params.seeds]
-    analyses = analyses_content([json.loads(path.read_text()) for path in paths]) if paths else []
+    measured = []
+    for run in params.analyze.runs:
+        guided = params.recipe(run).loss.levels.schedule in ("exponential", "linear")
+        about = {"baseline": params.baseline(run) if run in params.ablations else None, "guided": guided}
+        paths = [ANALYSES / f"{run}/seed-{seed}.json" for seed in params.seeds]
+        measured += [about | json.loads(path.read_text()) for path in paths]
+    analyses = analyses_content(measured) if measured else []
     sentences = scaled_apart(ablations, params.study)
     write_json(
         SUMMARY,

@@ -14,12 +14,14 @@ from hypothesis import HealthCheck, settings
 from project import ROOT as ROOT
 from project import Project
 
-from gat.data.images import Images, write_images
-from gat.data.latents import Latents, write_latents
+from gat.data.crop import write_images
+from gat.data.encode import write_latents
+from gat.data.images import Images
+from gat.data.latents import Latents
 from gat.data.sources import load_source
 from gat.data.vae import encode
 from gat.gan.networks import Generator
-from gat.pipeline import GATPipeline
+from gat.release.pipeline import GATPipeline
 
 FUZZ: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 settings.register_profile("default", max_examples=60, derandomize=True, **FUZZ)

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from conftest import ROOT
 from torch import Tensor
 
-from gat.config import Compute, Loss, Train
+from gat.config import Compute, Loss, Optimization
 from gat.data.images import Images
 from gat.data.latents import Latents, TrainingBatches
 from gat.gan.networks import Discriminator, Generator
@@ -31,7 +31,7 @@ def make_trainer(
     **train: Any,
 ) -> tuple[Trainer, TrainingBatches]:
     """A trainer of tiny networks, and its data; `train` replaces values of `TRAIN`."""
-    settings = Train(**(TRAIN | train))
+    settings = Optimization(**(TRAIN | train))
     torch.manual_seed(0)
     head = {} if teacher is None else {"repa_dim": teacher.width, "projector_dim": 32}
     generator, discriminator = Generator(**SIZE, style_gain=style_gain), Discriminator(**SIZE, cmap_dim=32, **head)

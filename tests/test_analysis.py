@@ -8,14 +8,22 @@ import pytest
 import torch
 from conftest import TINY
 
-from gat.ablations import Ablation, analyses_content, change_of, draw_ablations, markdown, scaled_apart
-from gat.analysis import accuracy, cknna, discriminator_outputs, layer_use, linear_cka, relative_accuracy, step_sizes
-from gat.config import Loss, Run, Train
+from gat.config import Loss, Optimization, Run
 from gat.data.latents import TrainingBatches
-from gat.demo import make_image
 from gat.gan.networks import Discriminator, Generator
 from gat.gan.training import Trainer
-from gat.live import INPUTS, export_onnx, size_megabytes
+from gat.release.demo import make_image
+from gat.release.live import INPUTS, export_onnx, size_megabytes
+from gat.report.ablations import Ablation, analyses_content, change_of, draw_ablations, markdown, scaled_apart
+from gat.study.analysis import (
+    accuracy,
+    cknna,
+    discriminator_outputs,
+    layer_use,
+    linear_cka,
+    relative_accuracy,
+    step_sizes,
+)
 
 
 def flat(images: np.ndarray) -> np.ndarray:
@@ -83,7 +91,7 @@ def test_logits_of_all_classes_are_those_of_each(latents):
 
 def test_steps_grow_with_the_learning_rate(latents, accelerator):
     def sizes(rate: float) -> dict[str, dict[str, float]]:
-        train = Train(batch_size=8, learning_rate=rate, scale_lr_by_width=False, style_gain=1.0)
+        train = Optimization(batch_size=8, learning_rate=rate, scale_lr_by_width=False, style_gain=1.0)
         torch.manual_seed(0)
         config = TINY | {"latent_size": latents.size, "channels": latents.channels}
         trainer = Trainer(

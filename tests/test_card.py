@@ -2,8 +2,8 @@ import pytest
 from conftest import ROOT
 from huggingface_hub import ModelCard
 
-from gat.card import model_card, plain_name
 from gat.config import load_params
+from gat.release.card import model_card, plain_name
 
 RESULTS = {
     "run": "S-2", "seed": 0, "params": 1_234_567, "gmacs": 0.5, "fid": 12.5, "recall": 0.25, "samples": 5000,

@@ -9,7 +9,7 @@ import yaml
 from conftest import ROOT
 
 import stages.__main__ as entry
-from gat.config import Loss, Network, ParamsError, Repa, Train, load_params
+from gat.config import Loss, Network, Optimization, ParamsError, Repa, load_params
 
 WRONG = [
     (("model", "width", 50), "model.width: 50 is not allowed; allowed: multiples of 4"),
@@ -105,7 +105,7 @@ def test_sections_have_the_papers_values_as_defaults(tmp_path):
     """Those of the profile of its scaling study, but for what the paper does not say."""
     params = load_params(ROOT / "profiles/imagenet256.yaml")
     assert params.loss == Loss()
-    assert params.train == Train()
+    assert params.train == Optimization()
     assert params.repa == Repa()
 
 

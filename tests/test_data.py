@@ -14,8 +14,10 @@ from conftest import ROOT
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from gat.data.images import Images, center_crop, write_images
-from gat.data.latents import Latents, TrainingBatches, write_latents
+from gat.data.crop import center_crop, write_images
+from gat.data.encode import write_latents
+from gat.data.images import Images
+from gat.data.latents import Latents, TrainingBatches
 from gat.data.pixels import decode, to_model_range, to_uint8
 from gat.data.sources import load_source
 from gat.data.vae import downsampling_factor, encode, psnr, train_vae

@@ -27,7 +27,7 @@ from gat.evaluation.metrics import (
 )
 from gat.evaluation.sampling import Sampler, label_cycle, sample_inputs, save_npz
 from gat.gan.networks import Generator, require_finite
-from gat.pipeline import GATPipeline
+from gat.release.pipeline import GATPipeline
 
 TINY = {"width": 16, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8, "classes": 10}
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gat.config import Params, ParamsError, load_params
-from gat.data.images import Images, write_images
+from gat.data.crop import write_images
+from gat.data.images import Images
 from gat.data.sources import load_source
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -21,7 +21,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from project import Project, ran, wait_for_end, without_commit
 
-from gat.pipeline import GATPipeline
+from gat.release.pipeline import GATPipeline
 
 TRAIN, EVALUATE = "train-model", "evaluate-model"
 STUDY = [f"{run}-{seed}" for run in ("B-2", "B-4", "S-2") for seed in (0, 1)]

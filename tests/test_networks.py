@@ -3,10 +3,10 @@ import torch
 from conftest import ROOT
 from safetensors import safe_open
 
-from gat.cost import discriminator_cost, generator_cost
 from gat.gan.networks import SIZES, Discriminator, Generator, sincos_pos_embed
 from gat.gan.noise import perturb
 from gat.official import load_discriminator, load_generator
+from gat.study.cost import discriminator_cost, generator_cost
 
 # The paper's table: millions of parameters of G and D, GMACs of G at patch 2, 4, 8, GMACs of D at patch 2.
 TABLE = {

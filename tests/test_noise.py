@@ -1,7 +1,7 @@
+import gat.noise
 import pytest
 import torch
 
-import gat.noise
 from gat.gan.noise import noise_levels, perturb, resize_levels
 
 

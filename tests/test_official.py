@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from gat.data.pixels import decode
 from gat.gan.networks import SIZES, Generator
 from gat.official import convert, head_count, load_discriminator, load_generator, read_checkpoint, size_name
-from gat.pipeline import GATPipeline
+from gat.release.pipeline import GATPipeline
 
 FIXTURE = load_file(ROOT / "tests/data/release.safetensors")
 

@@ -13,7 +13,7 @@ import torch
 
 from gat.data.pixels import decode
 from gat.gan.networks import Generator
-from gat.pipeline import GATPipeline
+from gat.release.pipeline import GATPipeline
 
 TINY = {"width": 16, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8, "classes": 10}
 CARRIED = ("pipeline_*.py", "generator/networks_*.py")

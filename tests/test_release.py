@@ -8,7 +8,7 @@ from conftest import ROOT
 from safetensors import safe_open
 from torch import nn
 
-from gat.config import Loss, Train
+from gat.config import Loss, Optimization
 from gat.data.latents import Batch
 from gat.gan.augment import AugmentParams
 from gat.gan.losses import Perturbation
@@ -68,7 +68,7 @@ def test_two_steps_are_the_releases(accelerator, float64, monkeypatch):
     recorded = Recorded()
     config = recorded.answers["config"]
     loss = Loss(gamma=config["penalty"], scale_gamma_by_pixels=False)
-    train = Train(
+    train = Optimization(
         batch_size=config["batch"],
         learning_rate=config["lr"] * (BASE_BATCH / config["batch"]) ** 0.5,
         scale_lr_by_width=False,

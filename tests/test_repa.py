@@ -21,7 +21,7 @@ from gat.gan.losses import Features, Perturbation, augment_and_noise, discrimina
 from gat.gan.networks import Discriminator
 from gat.gan.repa import Teacher
 from gat.gan.training import fit
-from gat.study import describe
+from gat.study.networks import describe
 
 
 @pytest.fixture(scope="session")

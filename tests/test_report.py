@@ -8,9 +8,7 @@ import pandas as pd
 import pytest
 
 from gat.config import MODEL, Training
-from gat.cost import Cost, training_gflops
-from gat.page import render_page, study_content
-from gat.report import (
+from gat.report.figures import (
     Points,
     compare,
     draw_samples,
@@ -21,6 +19,8 @@ from gat.report import (
     markdown_table,
     study_of,
 )
+from gat.report.page import render_page, study_content
+from gat.study.cost import Cost, training_gflops
 
 # Read off the paper's scaling figure: FID, GMACs of the generator and, at patch 2, of the discriminator.
 PAPER = {

@@ -21,7 +21,7 @@ from transformers import Dinov2Config, Dinov2Model
 from gat.config import load_params
 from gat.data.images import Images
 from gat.data.latents import Latents
-from gat.pipeline import GATPipeline
+from gat.release.pipeline import GATPipeline
 from gat.runtime import publish
 
 PROFILES = sorted(path.name for path in (ROOT / "profiles").glob("*.yaml"))

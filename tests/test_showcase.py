@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gat.pipeline import GATPipeline
-from gat.showcase import level_images, mosaic, nearest, save_sheet, save_video, sweep, walk
+from gat.release.pipeline import GATPipeline
+from gat.release.showcase import level_images, mosaic, nearest, save_sheet, save_video, sweep, walk
 
 
 def image(pipeline: GATPipeline, label: int, seed: int, **options: float) -> np.ndarray:

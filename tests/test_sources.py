@@ -20,7 +20,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from gat.config import ParamsError
-from gat.data.images import BrokenImageError, Images, center_crop, to_rgb, write_images
+from gat.data.crop import BrokenImageError, center_crop, to_rgb, write_images
+from gat.data.images import Images
 from gat.data.sources import Source, fingerprint, load_source, readable_names
 from gat.evaluation.extractor import train_classifier
 from gat.evaluation.features import compute_reference

@@ -9,7 +9,7 @@ from conftest import ROOT
 from gat.config import MODEL, Params, ParamsError, Training
 from gat.data.latents import Latents, TrainingBatches
 from gat.gan.training import Metrics, Trainer, fit
-from gat.study import describe, fingerprint, make_trainer
+from gat.study.networks import describe, fingerprint, make_trainer
 
 SMOKE = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
 

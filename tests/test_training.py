@@ -8,7 +8,7 @@ import torch
 from helpers import SIZE, assert_states_equal, make_trainer, on_two_processes, relative_error
 from safetensors.torch import load_file, save_file
 
-from gat.config import Compute, Train
+from gat.config import Compute, Optimization
 from gat.data.latents import TrainingBatches
 from gat.gan.networks import Discriminator, Generator
 from gat.gan.optim import FusedStep, clip_and_step, make_optimizer, width_aware_learning_rate
@@ -24,10 +24,10 @@ def train(accelerator, latents, steps: int, compute: Compute = Compute()) -> Tra
 
 
 def test_learning_rate_is_the_papers_at_its_own_size_and_follows_width_and_batch():
-    assert width_aware_learning_rate(Train(), 768) == pytest.approx(2e-4)
-    assert width_aware_learning_rate(Train(), 384) == pytest.approx(4e-4)
-    assert width_aware_learning_rate(Train(batch_size=128), 1152) == pytest.approx(2e-4 * 768 / 1152 / 2)
-    assert width_aware_learning_rate(Train(scale_lr_by_width=False), 384) == pytest.approx(2e-4)
+    assert width_aware_learning_rate(Optimization(), 768) == pytest.approx(2e-4)
+    assert width_aware_learning_rate(Optimization(), 384) == pytest.approx(4e-4)
+    assert width_aware_learning_rate(Optimization(batch_size=128), 1152) == pytest.approx(2e-4 * 768 / 1152 / 2)
+    assert width_aware_learning_rate(Optimization(scale_lr_by_width=False), 384) == pytest.approx(2e-4)
 
 
 def test_gap_of_a_training_is_that_of_its_last_tenth():
@@ -59,7 +59,7 @@ def test_fused_step_passes_over_weights_without_gradient(monkeypatch):
     for fused in (False, True):
         torch.manual_seed(0)
         network = torch.nn.ModuleList(torch.nn.Linear(3, 3) for _ in range(2))
-        optimizer = make_optimizer(network, 1e-2, Train())
+        optimizer = make_optimizer(network, 1e-2, Optimization())
         step = FusedStep(1.0)
         for i in range(3):
             optimizer.zero_grad()

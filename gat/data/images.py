@@ -1,188 +1,23 @@
-"""Images of any kind as square RGB, and the folder in which the pipeline keeps them.
+"""The folder of images that the pipeline keeps, and its reader.
 
 Folder: `images-00000.arrow`, …, Arrow tables of `image` (encoded file) and `label` (int64), in the source's order;
 `images.json`: side, class names, which images could not be read (`skipped`) and what else was left out (`left_out`).
-`write_images` and `Images` are its only writer and reader.
+`gat.data.crop.write_images` is its only writer, `Images` its only reader.
 """
 
 import io
-import itertools
 import json
-import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from accelerate import PartialState
-from PIL import Image, ImageOps, UnidentifiedImageError
-
-from gat.config import ParamsError
-from gat.data.shards import SHARD, Advance, write_shards
-from gat.data.sources import Source
-from gat.files import atomic_write
-from gat.runtime import cores
-
-ENCODINGS: dict[str, dict[str, Any]] = {
-    "webp": {"format": "WEBP", "lossless": True, "quality": 0, "method": 1, "exact": True},
-    "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-}
-_CHUNK = 256  # images decoded at a time, and rows of a record batch
-
-
-class BrokenImageError(ParamsError):
-    """An image of the source cannot be read; the message names it and the params key that says what to do."""
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB image of one of any kind: 16-bit greys keep their upper byte, transparency turns white.
-
-    Raises:
-        ValueError: it is not known how bright its pixels are: they are floats, of 32 bits, or of 16 of which the upper
-            four are unused, as those of 12-bit cameras are.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("its pixels are floats, whose white is not known; convert it to 8 bits")
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
-            raise ValueError("its pixels have 32 bits, whose white is not known; convert it to 8 bits")
-        if 0 < grey.max(initial=0) < 4096:
-            raise ValueError(f"its pixels have 16 bits, but none is above {grey.max()}; convert it to 8 bits")
-        image = Image.fromarray((grey >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Upright RGB square of side `size`: ADM's center crop (box halvings, then bicubic, then the middle)."""
-    image = to_rgb(image)
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
-def _crop_and_encode(cell: dict[str, Any] | None, size: int, encoding: str) -> bytes | Exception:
-    """One image of the source, cropped and encoded, or the error that prevented it."""
-    if cell is None or (cell["bytes"] is None and cell["path"] is None):
-        return ValueError("there is none")
-    try:
-        source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
-        buffer = io.BytesIO()
-        with Image.open(source) as image:
-            center_crop(image, size).save(buffer, **ENCODINGS[encoding])
-        return buffer.getvalue()
-    except Exception as error:  # Pillow raises whatever its decoders do: OSError, SyntaxError, struct.error, …
-        return error
-
-
-def write_images(
-    source: Source,
-    folder: Path,
-    size: int,
-    encoding: str = "webp",
-    on_error: str = "stop",
-    shard: int = SHARD,
-    progress: bool = True,
-) -> list[str]:
-    """Write every image of a source to `folder` as a square of side `size`.
-
-    All processes take part; what an interrupted call wrote stays.
-
-    Args:
-        source: see `gat.data.sources.load_source`.
-        folder: where to.
-        size: side in pixels.
-        encoding: `webp`, without loss, or `jpeg` (quality 95, full colour resolution), about half as large.
-        on_error: `stop` at an image that cannot be read, or `skip` it.
-        shard: images of one file.
-        progress: show a bar.
-
-    Returns:
-        What was skipped, as lines of name and reason.
-
-    Raises:
-        BrokenImageError: an image cannot be read and `on_error` is `stop`, or none of them can be.
-    """
-    data = source.data
-    schema = pa.schema([("image", pa.large_binary()), ("label", pa.int64())])
-
-    def write(path: Path, rows: range, advance: Advance) -> None:
-        skipped: list[str] = []
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for start in range(rows.start, rows.stop, _CHUNK):
-                part = data[start : min(start + _CHUNK, rows.stop)]
-                encoded = list(pool.map(lambda cell: _crop_and_encode(cell, size, encoding), part["image"]))
-                skipped += _failures(part["image"], encoded, start, on_error)
-                kept = [i for i, image in enumerate(encoded) if isinstance(image, bytes)]
-                columns = [[encoded[i] for i in kept], [part["label"][i] for i in kept]]
-                arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-                writer.write_batch(pa.record_batch(arrays, schema=schema))
-                advance(len(encoded))
-        index = re.sub(r"\D", "", path.stem)
-        (folder / f"skipped-{index}.json").write_text(json.dumps(skipped))
-
-    with ThreadPoolExecutor(cores()) as pool:
-        write_shards(folder, "images", "arrow", len(data), write, shard, progress)
-    if PartialState().is_main_process:
-        _write_info(folder, size, source)
-    PartialState().wait_for_everyone()
-    skipped: list[str] = json.loads((folder / "images.json").read_text())["skipped"]
-    if len(skipped) == len(data):
-        raise BrokenImageError(f"data.source: none of its images can be read, such as {skipped[0]}")
-    return skipped
-
-
-def _failures(
-    cells: list[dict[str, Any] | None], encoded: list[bytes | Exception], start: int, on_error: str
-) -> list[str]:
-    """Lines of name and reason of the images that could not be encoded; `start` is the row of the first one."""
-    lines = []
-    for row, (cell, image) in enumerate(zip(cells, encoded, strict=True), start):
-        if isinstance(image, Exception):
-            if on_error == "stop":
-                raise BrokenImageError(
-                    f"data.on_error: {_name(cell, row)} cannot be read ({_reason(image)}); skip leaves such images out"
-                )
-            lines.append(f"{_name(cell, row)}: {_reason(image)}")
-    return lines
-
-
-def _reason(error: Exception) -> str:
-    """What an error says, without places on this machine, which Pillow names: `images.json` is the same everywhere."""
-    if isinstance(error, UnidentifiedImageError):
-        return "no image that Pillow knows"
-    return re.sub(r"<_io\.[^>]*>|'/[^']*'|\"/[^\"]*\"", "it", str(error))
-
-
-def _write_info(folder: Path, size: int, source: Source) -> None:
-    """Write `images.json`, unless it is there, and remove the lists of skipped images that it contains."""
-    path, lists = folder / "images.json", sorted(folder.glob("skipped-*.json"))
-    if not path.exists():
-        skipped = list(itertools.chain.from_iterable(json.loads(part.read_text()) for part in lists))
-        info = {"size": size, "classes": source.classes, "skipped": skipped, "left_out": source.left_out}
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(info, indent=1) + "\n")
-    for part in lists:
-        part.unlink()
-
-
-def _name(cell: dict[str, Any] | None, row: int) -> str:
-    """How to find an image: its row, and its file with the class folder, wherever the source may lie."""
-    path = cell["path"] if cell is not None else None
-    return f"image {row} ({'/'.join(Path(path).parts[-2:])})" if path else f"image {row}"
+from PIL import Image
 
 
 class Images:
-    """The images of a folder that `write_images` wrote, memory-mapped, decoded when asked for.
+    """The images of a folder that `gat.data.crop.write_images` wrote, memory-mapped, decoded when asked for.
 
     Attributes:
         labels: int64 (N,).

@@ -1,93 +1,22 @@
-"""Latents as posterior moments: their folder on disk, and the order in which training reads them.
+"""Latents as posterior moments: their folder's reader, and the order in which training reads them.
 
 Folder: `moments-00000.npy`, …, float16 (n, F, 2C, H, W), mean then standard deviation, unscaled, of every image and,
-where F = 2, of its mirror image; `labels.npy` int64 (N,); `latents.json`. `write_latents` and `Latents` are its only
-writer and reader.
+where F = 2, of its mirror image; `labels.npy` int64 (N,); `latents.json`. `gat.data.encode.write_latents` is its only
+writer, `Latents` its only reader.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from gat.data.images import Images
-from gat.data.shards import SHARD, Advance, write_shards
-from gat.files import atomic_write
-from gat.seeds import seed_of
-
-Encoder = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # see gat.data.vae.encode
-
-
-class _ImageBatches(Dataset[np.ndarray]):
-    """Item i is images uint8 (b, H, W, 3), those of the i-th of the given ranges."""
-
-    def __init__(self, images: Images, ranges: Iterable[range]) -> None:
-        self.images, self.ranges = images, list(ranges)
-
-    def __len__(self) -> int:
-        return len(self.ranges)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.images[self.ranges[index].start : self.ranges[index].stop]
-
-
-def write_latents(
-    images: Images,
-    encode: Encoder,
-    folder: Path,
-    scaling_factor: float,
-    mirror: bool,
-    batch_size: int,
-    workers: int = 0,
-    shard: int = SHARD,
-    progress: bool = True,
-) -> None:
-    """Encode every image, and its mirror image where asked, into a latents folder.
-
-    All processes take part; what an interrupted call wrote stays.
-    """
-    flips = 2 if mirror else 1
-
-    def write(path: Path, rows: range, advance: Advance) -> None:
-        parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        loader = DataLoader(
-            _ImageBatches(images, parts), batch_size=None, num_workers=workers, collate_fn=_identity_collate
-        )
-        with path.open("wb") as file:  # not through a memory map, which a full disk kills without an error
-            for part, batch in zip(parts, loader, strict=True):
-                both = (batch, np.ascontiguousarray(batch[:, :, ::-1]))[:flips]
-                encoded = np.stack([torch.cat(encode(pixels), dim=1).half().cpu().numpy() for pixels in both], axis=1)
-                if part.start == rows.start:
-                    header = np.lib.format.header_data_from_array_1_0(encoded)
-                    np.lib.format.write_array_header_1_0(file, header | {"shape": (len(rows), *encoded.shape[1:])})
-                file.write(encoded.tobytes())
-                advance(len(part))
-
-    write_shards(folder, "moments", "npy", len(images), write, shard, progress)
-    if PartialState().is_main_process:
-        with atomic_write(folder / "labels.npy") as temporary:
-            np.save(temporary, images.labels)
-        digest = hashlib.blake2b(digest_size=16)
-        for path in [*sorted(folder.glob("moments-*.npy")), folder / "labels.npy"]:
-            with path.open("rb") as file:
-                while block := file.read(1 << 24):
-                    digest.update(block)
-        info = {"scaling_factor": scaling_factor, "classes": images.classes, "digest": digest.hexdigest()}
-        with atomic_write(folder / "latents.json") as temporary:
-            temporary.write_text(json.dumps(info, indent=1) + "\n")
-    PartialState().wait_for_everyone()
-
-
-def _identity_collate(batch: Any) -> Any:
-    return batch
+from gat.seeds import Purpose, seed_of
 
 
 class Latents:
@@ -186,14 +115,16 @@ class TrainingBatches(Dataset[Batch]):
             if epoch != self._epoch:
                 self._epoch = epoch
                 self._order = np.arange(count, dtype=np.uint32)
-                np.random.default_rng(seed_of(self.seed, 0, epoch)).shuffle(self._order)
+                np.random.default_rng(seed_of(self.seed, Purpose.ORDER, epoch)).shuffle(self._order)
             parts.append(self._order[offset : offset + end - position])
             position += len(parts[-1])
         return np.concatenate(parts).astype(np.int64)
 
     def __getitem__(self, step: int) -> Batch:
         index = self.indices(step)
-        flip = np.random.default_rng(seed_of(self.seed, 1, step)).integers(self.latents.flips, size=len(index))
+        flip = np.random.default_rng(seed_of(self.seed, Purpose.MIRROR, step)).integers(
+            self.latents.flips, size=len(index)
+        )
         index, flip = index[self.local_slice], flip[self.local_slice]
         moments, labels = self.latents.moments(index, flip), self.latents.labels[index]
         images = None

@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import trange
 
-from gat.config import norm_groups
 from gat.data.images import Images
 from gat.data.pixels import decode, to_model_range
+from gat.sizes import norm_groups
 
 
 def downsampling_factor(vae: AutoencoderKL) -> int:

@@ -10,9 +10,6 @@ from cleanfid.fid import kernel_distance
 from gat.evaluation.fid import Reference, fid
 
 NEIGHBOURS = 3  # of the manifold estimate behind precision and recall
-FLAT_GAP = 0.01  # mean of D(real) − D(fake) under which a discriminator tells nothing apart
-FLAT_SHARE = 0.1  # of a training; it is flat for long if it is so for this part
-DIVERGING = 2.0  # times the best FID of a training, at its end
 
 
 @contextmanager
@@ -96,37 +93,3 @@ def compute_metrics(
     if predicted is not None:
         metrics["recognized"] = float(np.mean(predicted == labels))
     return metrics
-
-
-def flat_discriminator(gap: np.ndarray) -> list[str]:
-    """A warning, if any, of a training's D(real) − D(fake): rows (N, 2) of a step and the mean since the row before."""
-    steps, values = gap.T
-    durations = np.diff(steps, prepend=0)
-    length = FLAT_SHARE * steps[-1]
-    means = {}
-    for end in steps[steps >= length]:
-        window = (steps > end - length) & (steps <= end)
-        means[end] = np.average(values[window], weights=durations[window])
-    end = min(means, key=means.__getitem__)
-    if means[end] >= FLAT_GAP:
-        return []
-    return [f"discriminator flat: mean gap {means[end]:.3f} over steps {max(0, end - length):.0f} to {end:.0f}"]
-
-
-def diverging_fid(curve: np.ndarray) -> list[str]:
-    """A warning, if any, of a FID that rose again: rows (N, 2) of a step and the FID."""
-    steps, values = curve.T
-    best = values.argmin()
-    if values[-1] <= DIVERGING * values[best]:
-        return []
-    return [f"FID diverging: {values[best]:.3g} at step {steps[best]:.0f}, {values[-1]:.3g} at the end"]
-
-
-def few_for_fid(samples: int, reals: int | None, features: int) -> list[str]:
-    """Warnings of a covariance without full rank: of fewer images than features; `reals` None: unknown."""
-    counts = {"samples": samples, "reals": reals}
-    return [
-        f"FID of {count} {images}, not more than the {features} features"
-        for images, count in counts.items()
-        if count is not None and count <= features
-    ]

@@ -1,6 +1,5 @@
 """Samples for evaluation: sample i depends on the seed, on i, and on how often each class occurs."""
 
-import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,14 +14,14 @@ from gat.config import ParamsError
 from gat.data.pixels import decode
 from gat.evaluation.features import SampleFn
 from gat.gan.networks import Z_DIM, Generator
-from gat.seeds import generator_of
+from gat.seeds import Purpose, generator_of
 
 _BLOCK = 1024  # samples whose noise is drawn together
 
 
 @lru_cache(maxsize=4)
 def _noise_block(seed: int, block: int) -> Tensor:
-    return torch.randn(_BLOCK, Z_DIM, generator=generator_of(seed, 3, block))
+    return torch.randn(_BLOCK, Z_DIM, generator=generator_of(seed, Purpose.SAMPLES, block))
 
 
 def label_cycle(class_counts: np.ndarray) -> Tensor:
@@ -56,7 +55,6 @@ class Sampler:
 
     Attributes:
         cycle: labels of the first samples, after which they repeat.
-        images_per_second: of this process, so far; 0 before the first.
     """
 
     def __init__(
@@ -75,21 +73,14 @@ class Sampler:
         self.cycle = torch.arange(classes) if class_counts is None else label_cycle(class_counts)
         self.generator, self.vae, self.seed, self.vae_batch = generator, vae, seed, vae_batch
         self._options = truncation_psi, guidance_scale
-        self._made, self._seconds = 0, 0.0
-
-    @property
-    def images_per_second(self) -> float:
-        return self._made / self._seconds if self._made else 0.0
 
     @torch.no_grad()
     def _sample(self, z: Tensor, labels: Tensor) -> np.ndarray:
-        begin, device = time.perf_counter(), self.generator.w_avg.device
+        device = self.generator.w_avg.device
         latents = self.generator(z.to(device), labels.to(device), *self._options)
         if not torch.isfinite(latents).all():
             raise FloatingPointError("the generator's samples are not finite")
-        images = decode(self.vae, latents, self.vae_batch).cpu().numpy()
-        self._made, self._seconds = self._made + len(images), self._seconds + time.perf_counter() - begin
-        return images
+        return decode(self.vae, latents, self.vae_batch).cpu().numpy()
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
         return self._sample(*sample_inputs(self.seed, start, stop, self.cycle))

@@ -1,11 +1,9 @@
 """GAT's generator and discriminator, in the order in which data meets them (paper, section 3; MNG, section 4.1).
 
 Modules and parameters have the names of the paper's release, so that its checkpoints load as they are
-(`gat.official`). `SIZES` is the paper's table; any other width, depth and number of heads works alike.
+(`gat.official`). `gat.sizes.SIZES` is the paper's table; any other width, depth and number of heads works alike.
 Shapes: B samples, T tokens, C channels of the transformer (its width), K levels; latents are (B, channels, H, W).
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gat.gan.ops import RMS_EPS, attention, linear, qk_norm, rms_norm, rotate, swiglu
-
-
-class Size(NamedTuple):
-    """One row of the paper's table of sizes (DiT's): a model is a size and a patch, such as XL/2."""
-
-    depth: int
-    width: int
-    heads: int
-
-
-SIZES = {"S": Size(12, 384, 6), "B": Size(12, 768, 12), "L": Size(24, 1024, 16), "XL": Size(28, 1152, 16)}
+from gat.gan.ops import RMS_EPS, attention, qk_norm, rms_norm, rotate, swiglu
 
 Z_DIM = 64  # of the noise z, and of the class embedding beside it
 LR_MULTIPLIER = 0.01  # of the mapping layers (StyleGAN)
@@ -112,7 +99,7 @@ class MappingLinear(nn.Linear):
     """Linear layer stored 100 times too large, so that Adam changes it 100 times more slowly (StyleGAN)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias) * LR_MULTIPLIER
+        return super().forward(x) * LR_MULTIPLIER
 
 
 def mapping_network(dim_in: int, dim: int) -> nn.Sequential:
@@ -206,7 +193,7 @@ class Generator(ModelMixin, ConfigMixin):
     """One-step class-conditional generator of latents; multi-level noise guidance reads `levels` images off it.
 
     Args:
-        width, depth, heads: size of the transformer; `SIZES` holds the paper's.
+        width, depth, heads: size of the transformer; `gat.sizes.SIZES` holds the paper's.
         patch: side of a token in latent pixels.
         latent_size, channels: the latents are (channels, latent_size, latent_size).
         classes: number of classes.

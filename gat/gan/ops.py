@@ -12,7 +12,6 @@ from torch import Tensor
 
 RMS_EPS = 1e-6
 FEW_TOKENS = 64  # up to which attention is written out
-FEW_ROWS, LARGE_WEIGHT, WEIGHT_PARTS = 64, 2**20, 8  # for which a linear layer is split
 
 
 # RMS normalization
@@ -118,41 +117,3 @@ def swiglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`plain_swiglu` as two products, whose backward need not concatenate the gradients of both halves."""
     (weight_a, weight_b), (bias_a, bias_b) = weight.unflatten(0, (2, -1)).unbind(), bias.unflatten(0, (2, -1)).unbind()
     return F.silu(F.linear(x, weight_a, bias_a)) * F.linear(x, weight_b, bias_b)
-
-
-# Linear layer with a large weight
-
-
-def plain_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x·Wᵀ + b: (R, C), (D, C), (D,) -> (R, D)."""
-    return F.linear(x, weight, bias)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`plain_linear`, split into parts of the weight where that is supported and faster.
-
-    A CPU's BLAS takes nearly twice as long for one product of a few rows with a large weight as for the same in parts.
-    """
-    split = (
-        x.device.type == "cpu"
-        and len(x) <= FEW_ROWS
-        and weight.numel() >= LARGE_WEIGHT
-        and all(side % WEIGHT_PARTS == 0 for side in weight.shape)
-        and not torch.is_autocast_enabled("cpu")
-    )
-    return _LinearInParts.apply(x, weight, bias) if split else plain_linear(x, weight, bias)
-
-
-class _LinearInParts(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        parts = weight.unflatten(0, (WEIGHT_PARTS, -1)).transpose(1, 2)
-        return torch.bmm(x.expand(WEIGHT_PARTS, -1, -1), parts).transpose(0, 1).flatten(1) + bias
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        parts = weight.unflatten(1, (WEIGHT_PARTS, -1)).transpose(0, 1)
-        of_x = torch.bmm(gradient.expand(WEIGHT_PARTS, -1, -1), parts).transpose(0, 1).flatten(1)
-        return of_x, gradient.t() @ x, gradient.sum(0)

@@ -5,7 +5,6 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,15 +16,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from gat.config import Compute, Loss, ParamsError, Train
+from gat.config import Compute, Loss, Optimization, ParamsError
 from gat.data.latents import Batch, TrainingBatches
 from gat.gan.augment import sample_augment_params
 from gat.gan.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from gat.gan.losses import Features, Perturbation, at_least_float32, discriminator_loss, generator_loss
 from gat.gan.networks import Z_DIM, Discriminator, Generator, require_finite
-from gat.gan.optim import FusedStep, make_optimizer, width_aware_learning_rate
+from gat.gan.optim import make_optimizer, width_aware_learning_rate
 from gat.gan.repa import Teacher
-from gat.seeds import generator_of
+from gat.seeds import Purpose, generator_of
 
 LOG_EVERY = 20  # steps whose metrics are averaged
 GRADIENTS = ("grad_d", "grad_g")
@@ -41,19 +40,27 @@ class RandomNumbers(NamedTuple):
     perturb_g: tuple[Perturbation, Perturbation]  # of reals and of fakes, in the generator's step
     eps: tuple[Tensor, Tensor]  # (B, C, H, W) and (K, B, C, H, W) standard normal, of aR1 and aR2
 
+    def select(self, samples: slice) -> "RandomNumbers":
+        """Those of some of the samples."""
+        return RandomNumbers(
+            self.posterior[samples],
+            self.z[samples],
+            (self.perturb_d[0].select(samples), self.perturb_d[1].select(samples)),
+            (self.perturb_g[0].select(samples), self.perturb_g[1].select(samples)),
+            (self.eps[0][samples], self.eps[1][:, samples]),
+        )
 
-@dataclass
-class MicroBatch:
-    """The samples of one forward, with their random numbers; see `RandomNumbers` and `Batch`."""
+
+class MicroBatch(NamedTuple):
+    """The samples of one forward."""
 
     real: Tensor  # (b, C, H, W)
-    class_labels: Tensor
-    images: Tensor | None
-    z: Tensor
-    perturb_d: tuple[Perturbation, Perturbation]
-    perturb_g: tuple[Perturbation, Perturbation]
-    eps: tuple[Tensor, Tensor]
-    generated: tuple[Tensor, Tensor] | None = None  # level images and styles, with the generator's graph
+    class_labels: Tensor  # (b,)
+    images: Tensor | None  # (b, H', W', 3)
+    random: RandomNumbers
+
+
+Generated = tuple[Tensor, Tensor]  # level images (K, b, C, H, W) and styles (b, width)
 
 
 def sample_posterior(moments: Tensor, noise: Tensor) -> Tensor:
@@ -85,7 +92,7 @@ class Trainer:
         generator: Generator,
         discriminator: Discriminator,
         scaling_factor: float,
-        train: Train = Train(),  # noqa: B008 (frozen)
+        train: Optimization = Optimization(),  # noqa: B008 (frozen)
         loss: Loss = Loss(),  # noqa: B008
         compute: Compute = Compute(),  # noqa: B008
         seed: int = 0,
@@ -122,17 +129,7 @@ class Trainer:
         )
         self.generator: Generator = accelerator.unwrap_model(self.wrapped_generator)
         self.discriminator: Discriminator = accelerator.unwrap_model(self.wrapped_discriminator)
-        self._discriminator_loss, self._generator_loss = discriminator_loss, generator_loss
-        self._fused_step: FusedStep | None = None
         self.steps_done = 0
-
-    def compile(self) -> None:
-        """Compile the generator, and each loss together with the discriminator; on a CPU the update, too."""
-        self.generator.compile()
-        self._discriminator_loss = torch.compile(discriminator_loss)
-        self._generator_loss = torch.compile(generator_loss)
-        if self.train.betas[0] == 0 and self.accelerator.device.type == "cpu":  # on a GPU, AdamW is one pass already
-            self._fused_step = FusedStep(self.train.max_grad_norm)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Train the discriminator, then the generator, on this process's share of one batch, on its device.
@@ -142,28 +139,28 @@ class Trainer:
             `repa`, and the norms `grad_d`, `grad_g` of the whole gradients before clipping.
         """
         micro_batches = self._split(batch, self.sample_random_numbers(self.steps_done))
-        metrics = self._discriminator_step(micro_batches)
-        metrics |= self._generator_step(micro_batches)
+        # A single micro-batch keeps its graph, so that one forward of the generator serves both steps.
+        kept = [self._generate(micro_batches[0])] if len(micro_batches) == 1 else None
+        metrics = self._discriminator_step(micro_batches, kept)
+        metrics |= self._generator_step(micro_batches, kept)
         self._update_w_avg()
         self._update_ema()
         self.steps_done += 1
         return metrics
 
-    def _discriminator_step(self, micro_batches: list[MicroBatch]) -> dict[str, Tensor]:
+    def _discriminator_step(self, micro_batches: list[MicroBatch], kept: list[Generated] | None) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
-        for micro in micro_batches:
-            # A single micro-batch keeps its graph, so that one forward of the generator serves both steps.
-            with torch.set_grad_enabled(len(micro_batches) == 1):
-                fake, w = self._generate(micro)
-            micro.generated = (fake, w) if len(micro_batches) == 1 else None
+        for i, micro in enumerate(micro_batches):
+            with torch.no_grad():
+                fake, _ = kept[i] if kept else self._generate(micro)
             with self._gradient_exchange(self.wrapped_discriminator, micro is micro_batches[-1]):
-                loss, terms = self._discriminator_loss(
+                loss, terms = discriminator_loss(
                     self.wrapped_discriminator,
                     micro.real,
                     fake.detach(),
                     micro.class_labels,
-                    micro.perturb_d,
-                    micro.eps,
+                    micro.random.perturb_d,
+                    micro.random.eps,
                     self.loss,
                     self._teacher_features(micro),
                     self.repa_weight,
@@ -174,16 +171,16 @@ class Trainer:
         metrics["grad_d"] = self._optimizer_step(self.wrapped_discriminator, self.optimizer_d)
         return metrics
 
-    def _generator_step(self, micro_batches: list[MicroBatch]) -> dict[str, Tensor]:
+    def _generator_step(self, micro_batches: list[MicroBatch], kept: list[Generated] | None) -> dict[str, Tensor]:
         loss_g = torch.zeros((), device=self.accelerator.device)
         with _frozen(self.discriminator):
-            for micro in micro_batches:
+            for i, micro in enumerate(micro_batches):
                 with self._gradient_exchange(self.wrapped_generator, micro is micro_batches[-1]):
-                    fake, w = micro.generated or self._generate(micro)
+                    fake, w = kept[i] if kept else self._generate(micro)
                     with torch.no_grad(), self.accelerator.autocast():
                         class_embeddings = self.discriminator.y_embedder(micro.class_labels)
-                    loss = self._generator_loss(
-                        self.discriminator, micro.real, fake, class_embeddings, micro.perturb_g, self.loss
+                    loss = generator_loss(
+                        self.discriminator, micro.real, fake, class_embeddings, micro.random.perturb_g, self.loss
                     )
                     self.accelerator.backward(loss / len(micro_batches))
                 loss_g = loss_g + loss.detach() / len(micro_batches)
@@ -191,22 +188,18 @@ class Trainer:
         grad_g = self._optimizer_step(self.wrapped_generator, self.optimizer_g)
         return {"loss_g": loss_g, "grad_g": grad_g}
 
-    def _generate(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Level images (K, b, C, H, W) and styles (b, width)."""
-        return self.wrapped_generator(micro.z, micro.class_labels, return_levels=True, return_style=True)
+    def _generate(self, micro: MicroBatch) -> Generated:
+        return self.wrapped_generator(micro.random.z, micro.class_labels, return_levels=True, return_style=True)
 
     def _teacher_features(self, micro: MicroBatch) -> Features | None:
         if self.teacher is None or micro.images is None:
             return None
-        return self.teacher(micro.images, micro.perturb_d[0].augment, micro.real.shape[-1])
+        return self.teacher(micro.images, micro.random.perturb_d[0].augment, micro.real.shape[-1])
 
     def _optimizer_step(self, network: nn.Module, optimizer: Any) -> Tensor:
         """Clip the gradients, step, and return their norm before clipping."""
-        if self._fused_step is not None and optimizer.state:
-            norm = self._fused_step(optimizer)
-        else:
-            norm = self.accelerator.clip_grad_norm_(network.parameters(), self.train.max_grad_norm)
-            optimizer.step()
+        norm = self.accelerator.clip_grad_norm_(network.parameters(), self.train.max_grad_norm)
+        optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -232,7 +225,7 @@ class Trainer:
     def sample_random_numbers(self, step: int) -> RandomNumbers:
         """The random numbers of a step. Every process draws those of the whole batch and keeps its own samples'."""
         device, batch_size = self.accelerator.device, self.train.batch_size
-        rng = generator_of(self.seed, 2, step, device=device)
+        rng = generator_of(self.seed, Purpose.STEP, step, device=device)
         config = self.generator.config
         levels, size = config["levels"], config["latent_size"]
         shape = (config["channels"], size, size)
@@ -262,10 +255,7 @@ class Trainer:
                 real=real[part],
                 class_labels=batch.labels[part],
                 images=None if batch.images is None else batch.images[part],
-                z=numbers.z[part],
-                perturb_d=(numbers.perturb_d[0].select(part), numbers.perturb_d[1].select(part)),
-                perturb_g=(numbers.perturb_g[0].select(part), numbers.perturb_g[1].select(part)),
-                eps=(numbers.eps[0][part], numbers.eps[1][:, part]),
+                random=numbers.select(part),
             )
             for part in parts
         ]

@@ -15,7 +15,7 @@ from scipy.interpolate import CubicSpline
 from gat.data.images import Images
 from gat.data.pixels import decode
 from gat.gan.networks import Z_DIM
-from gat.pipeline import GATPipeline
+from gat.release.pipeline import GATPipeline
 
 SWEEPS = ("truncation_psi", "guidance_scale")  # options of the pipeline
 LOSSLESS_PIXELS = 1_000_000

@@ -7,18 +7,25 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from gat.config import Augment, Loss
-from gat.data.latents import TrainingBatches
+from gat.config import Analyze, Augment, Compute, Loss, Recipe
+from gat.data.images import Images
+from gat.data.latents import Latents, TrainingBatches
 from gat.data.pixels import decode
+from gat.evaluation.extractor import Extractor
+from gat.evaluation.fid import evenly_spaced
 from gat.gan.augment import sample_augment_params
 from gat.gan.losses import Perturbation, at_least_float32, augment_and_noise
-from gat.gan.networks import Discriminator, Generator
+from gat.gan.networks import Z_DIM, Discriminator, Generator
+from gat.gan.optim import BASE_WIDTH
+from gat.gan.repa import Teacher
 from gat.gan.training import Trainer
-from gat.seeds import generator_of
+from gat.seeds import Purpose, generator_of
+from gat.study.networks import make_trainer
 
 NO_AUGMENT = Augment(color=0.0, translation=0.0, cutout=0.0, flip=0.0)
 NEIGHBOURS = 10  # of CKNNA
@@ -150,7 +157,76 @@ def relative_accuracy(logits: Tensor, labels: Tensor) -> float:
     return accuracy(logits - logits.mean(0), labels)
 
 
+def discriminator_knowledge(
+    discriminator: Discriminator,
+    fake: Tensor,
+    fake_labels: Tensor,
+    loss: Loss,
+    latents: Latents,
+    images: Images,
+    reference: Teacher | Extractor,
+    rng: torch.Generator,
+) -> dict[str, float]:
+    """The discriminator as a classifier of reals and samples, and the alignment of its [cls] with other features.
+
+    Args:
+        discriminator: of K levels.
+        fake: level images (K, N, C, H, W).
+        fake_labels: (N,) their classes.
+        loss: that of the training.
+        latents: the training data, of which N are taken, evenly spaced.
+        images: those behind the latents.
+        reference: of other features, a teacher or an extractor.
+        rng: of the noise.
+
+    Returns:
+        `accuracy`, `relative_accuracy`, the latter `..._on_samples`, the accuracy by `chance`, and `cknna`.
+    """
+    count, device = fake.shape[1], fake.device
+    kept = evenly_spaced(len(latents), count)
+    moments = torch.from_numpy(latents.moments(kept, kept * 0)).to(device).float()
+    labels = torch.from_numpy(latents.labels[kept]).to(device)
+    real = moments[:, : latents.channels] * latents.scaling_factor
+    logits, cls = discriminator_outputs(discriminator, real[None], labels, loss, rng)
+    of_fakes, _ = discriminator_outputs(discriminator, fake, fake_labels, loss, rng)
+    pixels = images[kept]
+    if isinstance(reference, Teacher):
+        still = sample_augment_params(count, latents.size, NO_AUGMENT, rng)
+        features = reference(torch.from_numpy(pixels), still, latents.size).cls
+    else:
+        features = torch.from_numpy(reference(pixels)).to(device)
+    return {
+        "accuracy": accuracy(logits, labels),
+        "relative_accuracy": relative_accuracy(logits, labels),
+        "relative_accuracy_on_samples": relative_accuracy(of_fakes, fake_labels),
+        "chance": 1 / len(latents.classes),
+        "cknna": cknna(cls, features),
+    }
+
+
 # Steps of the optimizer
+
+
+def step_sizes_by_rule(
+    recipe: Recipe,
+    seed: int,
+    base_width: int,
+    analyze: Analyze,
+    latents: Latents,
+    images: Images,
+    accelerator: Accelerator,
+    teacher: Teacher | None = None,
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`step_sizes` of short trainings `with` the width rule, and `without` it, at its rate for `base_width`."""
+    fixed_rate = recipe.train.learning_rate * BASE_WIDTH / base_width
+    fixed = recipe.train.model_copy(update={"scale_lr_by_width": False, "learning_rate": fixed_rate})
+    sizes = {}
+    for rule, train in (("with", recipe.train), ("without", fixed)):
+        trainer = make_trainer(recipe._replace(train=train), seed, latents, accelerator, teacher, compute)
+        batches = TrainingBatches(latents, train.batch_size, seed, images=images if teacher else None)
+        sizes[rule] = step_sizes(trainer, batches, analyze.steps, analyze.window)
+    return sizes
 
 
 def step_sizes(
@@ -170,12 +246,12 @@ def step_sizes(
         `discriminator`, that of its logits.
     """
     device = trainer.accelerator.device
-    rng = generator_of(trainer.seed, 5, device=device)
+    rng = generator_of(trainer.seed, Purpose.STEP_SIZES, device=device)
     first = batches[0]
     count = min(count, len(first.labels))
     labels = first.labels[:count].to(device)
     config = trainer.generator.config
-    z = torch.randn(count, 64, generator=rng, device=device)
+    z = torch.randn(count, Z_DIM, generator=rng, device=device)
     real = at_least_float32(first.moments[:count, : config["channels"]].to(device)) * trainer.scaling_factor
     levels = real.expand(config["levels"], *real.shape)
 

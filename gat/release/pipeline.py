@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from gat.data.pixels import decode
 from gat.gan.networks import Z_DIM, Generator
-from gat.standalone import write_standalone
+from gat.release.standalone import write_standalone
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 FETCHING = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")

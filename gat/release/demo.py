@@ -1,6 +1,6 @@
 """A pipeline to try, as a Gradio app: class, seed, truncation, guidance, and a walk between two samples.
 
-python -m gat.demo RUN [--seed N] [--share]          (RUN: a run's name, a pipeline folder or the name of a repository)
+python -m gat.release.demo RUN [--seed N] [--share]          (RUN: a run's name, a pipeline folder or a repository)
 
 Needs `pip install gradio`. In a Space: `make_demo(GATPipeline.from_pretrained("USER/NAME")).launch()`.
 """
@@ -17,7 +17,7 @@ from PIL import Image
 
 from gat.data.pixels import decode
 from gat.gan.networks import Z_DIM
-from gat.pipeline import GATPipeline
+from gat.release.pipeline import GATPipeline
 
 SIDE = 512  # pixels at which small images are shown, at least
 
@@ -83,7 +83,7 @@ def find(source: str, seed: int) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m gat.demo", description="Try a pipeline in a browser.")
+    parser = argparse.ArgumentParser(prog="python -m gat.release.demo", description="Try a pipeline in a browser.")
     parser.add_argument("run", help="a run's name, a pipeline folder or the name of a repository on the hub")
     parser.add_argument("--seed", type=int, default=0, help="of the run's training")
     parser.add_argument("--share", action="store_true", help="also under a public address of Gradio's")

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from gat.config import Settings
+from gat.config import Recipe
 
 NAMES = {  # of metrics.json
     "fid": "FID",
@@ -32,7 +32,7 @@ def plain_name(source: str) -> str:
 
 def model_card(
     results: Mapping[str, Any],
-    settings: Settings,
+    settings: Recipe,
     source: str,
     resolution: int,
     commit: str,

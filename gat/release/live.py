@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gat.data.pixels import to_uint8
 from gat.gan.networks import Z_DIM
-from gat.pipeline import GATPipeline
+from gat.release.pipeline import GATPipeline
 
 INPUTS = ("z", "labels", "truncation_psi", "mix")
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gat.config import Run
-from gat.report import label_axes, mean_text, standard_errors
+from gat.report.figures import label_axes, mean_text, standard_errors
 
 NOISE, SINGLE = "within the noise of the seeds", "one seed does not tell"
 FIXED_RATE = "train.scale_lr_by_width=false"

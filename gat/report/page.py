@@ -12,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from gat.config import MODEL, Training
-from gat.report import COSTS, MEASURES, Scaling, mean_text, shades, size_shades, study_of
+from gat.report.figures import COSTS, MEASURES, Scaling, mean_text, shades, size_shades, study_of
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "template"
 VENDOR = HERE / "vendor"
 TYPES = {".webp": "image/webp", ".mp4": "video/mp4", ".png": "image/png"}
 

@@ -1,0 +1,1 @@
+"""What people look at: laws, comparisons, tables, figures, and the page."""

@@ -1,0 +1,1 @@
+"""A training of the study: its networks, its cost, its results, what happens inside of it."""

@@ -1,0 +1,98 @@
+"""A training of the study as params.yaml describes it: its networks, its trainer, what identifies and describes it."""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from gat.config import Compute, Network, Recipe
+from gat.data.latents import Latents
+from gat.gan.losses import penalty_weight
+from gat.gan.networks import Discriminator, Generator
+from gat.gan.optim import width_aware_learning_rate
+from gat.gan.repa import Teacher
+from gat.gan.training import Trainer
+from gat.seeds import Purpose, seed_of
+
+
+def network_configs(recipe: Recipe, latents: Latents, teacher: Teacher | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Constructor arguments of a recipe's generator and discriminator."""
+
+    def size(network: Network) -> dict[str, Any]:
+        return {
+            "width": network.width,
+            "depth": network.depth,
+            "heads": network.head_count,
+            "patch": network.patch,
+            "latent_size": latents.size,
+            "channels": latents.channels,
+            "classes": len(latents.classes),
+            "levels": recipe.loss.levels.used,
+        }
+
+    generator = size(recipe.run) | {"style_gain": recipe.train.style_gain}
+    discriminator = size(recipe.run.discriminator_network) | {"cmap_dim": recipe.loss.cmap_dim}
+    if teacher is not None:
+        discriminator |= {"repa_dim": teacher.width, "projector_dim": recipe.repa.projector_dim}
+    return generator, discriminator
+
+
+def make_trainer(
+    recipe: Recipe,
+    seed: int,
+    latents: Latents,
+    accelerator: Accelerator,
+    teacher: Teacher | None = None,
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
+) -> Trainer:
+    """The networks of one training, freshly initialized from its seed, in their trainer.
+
+    Raises:
+        ParamsError: the batch does not divide among processes and micro-batches.
+    """
+    config_g, config_d = network_configs(recipe, latents, teacher)
+    torch.manual_seed(seed_of(seed, Purpose.WEIGHTS))
+    generator, discriminator = Generator(**config_g), Discriminator(**config_d)
+    for network in (generator, discriminator):
+        network.activation_checkpointing = compute.activation_checkpointing
+        if compute.compile:
+            network.compile_repeated_blocks()  # all blocks share one block's code: minutes less than the whole network
+    return Trainer(
+        accelerator,
+        generator,
+        discriminator,
+        latents.scaling_factor,
+        recipe.train,
+        recipe.loss,
+        compute,
+        seed,
+        teacher,
+        recipe.repa.weight,
+    )
+
+
+def describe(recipe: Recipe, latent_size: int) -> dict[str, Any]:
+    """What the tables say of a training, apart from its cost and its metrics."""
+    run, loss, train, repa = recipe
+    return {
+        "width": run.width,
+        "depth": run.depth,
+        "patch": run.patch,
+        "steps": train.steps,
+        "batch_size": train.batch_size,
+        "learning_rate": width_aware_learning_rate(train, run.width),
+        "gamma": penalty_weight(loss, latent_size),
+        "teacher": repa.teacher,
+    }
+
+
+def training_key(recipe: Recipe, seed: int, latents: Latents, *others: bytes) -> str:
+    """Hash of everything that decides a checkpoint: recipe, seed, data, and what else there is, such as the code."""
+    digest = hashlib.blake2b(digest_size=10)
+    sections = [section.model_dump() for section in recipe]
+    digest.update(json.dumps([sections, seed, latents.digest], sort_keys=True).encode())
+    for content in others:
+        digest.update(content)
+    return digest.hexdigest()
