@@ -16,6 +16,7 @@ from gat.study.results import Results
 
 SOURCE = Path("data/source.json")
 CODE = Path("data/code")  # a file for each stage
+TRAININGS = Path("data/trainings.json")  # those that params.yaml names
 IMAGES = Path("data/images")
 EXTRACTOR = Path("data/extractor")
 REFERENCE = Path("data/reference.npz")

@@ -17,7 +17,19 @@ from pathlib import Path
 from gat.config import ParamsError, load_params
 from stages.processes import LAUNCHED, PATIENCE_SECONDS, SLOT, end_with_parent, launched_by_this
 
-ON_ONE_PROCESS = ("source", "code", "extractor", "vae", "package", "showcase", "report", "export", "analyze", "summary")
+ON_ONE_PROCESS = (
+    "source",
+    "code",
+    "tidy",
+    "extractor",
+    "vae",
+    "package",
+    "showcase",
+    "report",
+    "export",
+    "analyze",
+    "summary",
+)
 ON_ALL_PROCESSES = ("images", "reference", "latents", "floors", "train", "evaluate")
 
 

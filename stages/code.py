@@ -29,7 +29,7 @@ DECIDE_NOTHING = {
     "stages.code": "this module",
 }
 STAGES = (
-    *("source", "images", "extractor", "reference", "vae", "latents", "floors"),
+    *("source", "tidy", "images", "extractor", "reference", "vae", "latents", "floors"),
     *("train", "evaluate", "package", "showcase", "analyze", "summary", "report"),
 )
 
