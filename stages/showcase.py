@@ -14,10 +14,11 @@ from gat.config import Params, ParamsError
 from gat.data.images import Images
 from gat.evaluation.extractor import Extractor
 from gat.evaluation.fid import Reference, evenly_spaced
+from gat.evaluation.sampling import seed_noise
 from gat.files import atomic_write, write_json
 from gat.release.live import export_onnx, size_megabytes
 from gat.release.pipeline import GATPipeline
-from gat.release.showcase import SWEEPS, level_images, neighbours_of, noise, save_sheet, save_video, sweep, walk
+from gat.release.showcase import SWEEPS, level_images, neighbours_of, save_sheet, save_video, sweep, walk
 from gat.runtime import make_accelerator
 from stages import EXTRACTOR, IMAGES, REFERENCE, RUNS, SHOWCASE, parse_training
 
@@ -69,7 +70,7 @@ def main(params: Params) -> None:
         save_video(folder / "walk.mp4", walk(pipeline, stops, list(range(len(stops))), settings.walk_frames))
         bar.update()
         if shown["live"]:
-            shown["noise"] = [[round(z, 7) for z in row] for row in noise(range(LIVE_SEEDS)).tolist()]
+            shown["noise"] = [[round(z, 7) for z in row] for row in seed_noise(range(LIVE_SEEDS)).tolist()]
             export_onnx(pipeline, folder / "generator.onnx")
         bar.update()
         write_json(folder / "showcase.json", shown | {"walk": [names[label] for label in stops]})

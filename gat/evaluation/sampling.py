@@ -1,5 +1,6 @@
 """Samples for evaluation: sample i depends on the seed, on i, and on how often each class occurs."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from diffusers import AutoencoderKL
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +26,11 @@ def _noise_block(seed: int, block: int) -> Tensor:
     return torch.randn(_BLOCK, Z_DIM, generator=generator_of(seed, Purpose.SAMPLES, block))
 
 
+def seed_noise(seeds: Sequence[int]) -> Tensor:
+    """Noise z (B, Z_DIM), row i what `GATPipeline` draws with `generator=torch.Generator().manual_seed(seeds[i])`."""
+    return randn_tensor((len(seeds), Z_DIM), generator=[torch.Generator().manual_seed(seed) for seed in seeds])
+
+
 def label_cycle(class_counts: np.ndarray) -> Tensor:
     """Labels (sum of the counts,), each class so often, spread evenly; equal counts make a plain cycle."""
     places = [(np.arange(count) + 0.5) / count for count in class_counts]
@@ -32,7 +39,7 @@ def label_cycle(class_counts: np.ndarray) -> Tensor:
 
 
 def sample_inputs(seed: int, start: int, stop: int, cycle: Tensor) -> tuple[Tensor, Tensor]:
-    """Noise z (n, 64) and labels (n,) of samples `start` to `stop`; the labels go round a cycle (`label_cycle`)."""
+    """Noise z (n, Z_DIM) and labels (n,) of samples `start` to `stop`; the labels go round a cycle (`label_cycle`)."""
     blocks = range(start // _BLOCK, (stop - 1) // _BLOCK + 1)
     noise = torch.cat([_noise_block(seed, block) for block in blocks])
     offset = blocks.start * _BLOCK
@@ -88,11 +95,10 @@ class Sampler:
     def class_examples(self, classes: int = 10, each: int = 10) -> np.ndarray:
         """Samples of the first classes, class after class: uint8 (N, H, W, 3).
 
-        The i-th of a class is the pipeline's image for `generator=torch.Generator().manual_seed(i)`.
+        Image i of a class is made from the noise of pipeline seed i (`seed_noise`).
         """
-        noise = torch.cat([torch.randn(1, Z_DIM, generator=torch.Generator().manual_seed(i)) for i in range(each)])
         labels = torch.arange(min(classes, self.generator.config["classes"]))
-        return self._sample(noise.repeat(len(labels), 1), labels.repeat_interleave(each))
+        return self._sample(seed_noise(range(each)).repeat(len(labels), 1), labels.repeat_interleave(each))
 
 
 def save_npz(images: SampleFn, path: Path, count: int, batch_size: int) -> None:

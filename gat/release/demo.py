@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from gat.data.pixels import decode
-from gat.gan.networks import Z_DIM
+from gat.evaluation.sampling import seed_noise
 from gat.release.pipeline import GATPipeline
 
 SIDE = 512  # pixels at which small images are shown, at least
@@ -35,9 +34,8 @@ def make_image(
     At its ends it is the pipeline's own of that label and seed.
     """
     generator, device = pipeline.generator, pipeline.generator.w_avg.device
-    z = randn_tensor((2, Z_DIM), generator=[torch.Generator().manual_seed(seed) for seed in seeds])
     with torch.no_grad():
-        at = z.to(device, generator.dtype), torch.tensor(labels, device=device)
+        at = seed_noise(seeds).to(device, generator.dtype), torch.tensor(labels, device=device)
         w = generator.mapping(*at, truncation_psi, guidance_scale)
         latents = generator.synthesis(w[:1].lerp(w[1:], mix))[-1]
     return decode(pipeline.vae, latents)[0].cpu().numpy()

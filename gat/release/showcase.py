@@ -8,13 +8,12 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from scipy.interpolate import CubicSpline
 
 from gat.data.images import Images
 from gat.data.pixels import decode
-from gat.gan.networks import Z_DIM
+from gat.evaluation.sampling import seed_noise
 from gat.release.pipeline import GATPipeline
 
 SWEEPS = ("truncation_psi", "guidance_scale")  # options of the pipeline
@@ -40,16 +39,11 @@ def sweep(
     return np.array([[[image(label, seed, value) for seed in seeds] for value in values] for label in labels])
 
 
-def noise(seeds: Sequence[int]) -> torch.Tensor:
-    """Z (B, 64) as the pipeline draws it with one generator for each seed."""
-    return randn_tensor((len(seeds), Z_DIM), generator=[torch.Generator().manual_seed(seed) for seed in seeds])
-
-
 @torch.no_grad()
 def level_images(pipeline: GATPipeline, labels: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
     """What the discriminator sees of a sample, without its noise: uint8 (B, K, H, W, 3), the last one the sample."""
     generator, device = pipeline.generator, pipeline.generator.w_avg.device
-    levels = generator(noise(seeds).to(device), torch.tensor(labels, device=device), return_levels=True)
+    levels = generator(seed_noise(seeds).to(device), torch.tensor(labels, device=device), return_levels=True)
     images = [decode(pipeline.vae, level).cpu().numpy() for level in levels]
     return np.stack(images, axis=1)
 
@@ -81,7 +75,7 @@ def walk(pipeline: GATPipeline, labels: Sequence[int], seeds: Sequence[int], fra
     A periodic cubic spline, so that neither place nor speed jumps, nor where the last frame meets the first.
     """
     generator, device = pipeline.generator, pipeline.generator.w_avg.device
-    w = generator.mapping(noise(seeds).to(device), torch.tensor(labels, device=device)).float().cpu().numpy()
+    w = generator.mapping(seed_noise(seeds).to(device), torch.tensor(labels, device=device)).float().cpu().numpy()
     curve = CubicSpline(np.arange(len(w) + 1), np.concatenate([w, w[:1]]), bc_type="periodic")
     styles = torch.from_numpy(curve(np.arange(len(w) * frames) / frames)).to(device, generator.dtype)
     latents = torch.cat([generator.synthesis(part)[-1] for part in styles.split(64)])
