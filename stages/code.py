@@ -28,6 +28,7 @@ DECIDE_NOTHING = {
     "stages": "paths",
     "stages.code": "this module",
 }
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 STAGES = (
     *("source", "tidy", "images", "extractor", "reference", "vae", "latents", "floors"),
     *("train", "evaluate", "package", "showcase", "analyze", "summary", "report"),
@@ -44,51 +45,51 @@ def main(params: Params) -> None:
 
 def code_of(stage: str) -> str:
     """The modules that decide a stage's result, with their hashes, a line each."""
-    modules, new = set[str](), {f"stages.{stage}"}
+    found: dict[str, str] = {}
+    new = {f"stages.{stage}"}
     while new:
-        modules |= new
-        new = {other for module in new for other in imported(module)} - modules
-    return "".join(f"{module} {syntax_hash(module)}\n" for module in sorted(modules - DECIDE_NOTHING.keys()))
+        module = new.pop()
+        found[module], imports = syntax(module)
+        new |= imports - found.keys()
+    return "".join(f"{module} {found[module]}\n" for module in sorted(found.keys() - DECIDE_NOTHING.keys()))
 
 
-def source_file(module: str) -> Path:
+@cache
+def syntax(module: str) -> tuple[str, set[str]]:
+    """Hash of a module's syntax tree, and the modules of the project that it imports, with their packages.
+
+    Docstrings, comments and formatting are not in the hash; it is the same under every version of Python.
+    """
+    imports: list[str] = []
+    tree = _plain(ast.parse(_file(module).read_bytes()), imports)
+    project = {name for name in imports if name.split(".")[0] in ("gat", "stages") and _file(name).exists()}
+    packages = {parent for name in project for parent in accumulate(name.split("."), "{}.{}".format)}
+    return hashlib.blake2b(repr(tree).encode(), digest_size=10).hexdigest(), packages
+
+
+def _file(module: str) -> Path:
     """Where a module of the project is; there need not be one of this name."""
     path = Path(module.replace(".", "/"))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-@cache
-def syntax_tree(module: str) -> ast.Module:
-    """What a module says."""
-    return ast.parse(source_file(module).read_bytes())
+def _plain(node: Any, imports: list[str]) -> Any:
+    """A syntax tree as nested lists, without empty fields, which newer versions of Python have more of.
 
-
-@cache
-def imported(module: str) -> set[str]:
-    """The modules of the project that a module imports, at its top or inside a function, with their packages."""
-    names = set()
-    for node in ast.walk(syntax_tree(module)):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    project = {name for name in names if name.split(".")[0] in ("gat", "stages") and source_file(name).exists()}
-    return {parent for name in project for parent in accumulate(name.split("."), "{}.{}".format)}
-
-
-@cache
-def syntax_hash(module: str) -> str:
-    """Hash of a module's syntax tree without docstrings; the same under every version of Python."""
-    return hashlib.blake2b(repr(_plain(syntax_tree(module))).encode(), digest_size=10).hexdigest()
-
-
-def _plain(node: Any) -> Any:
-    """A syntax tree as nested lists, without empty fields, which newer versions of Python have more of."""
+    The names that it imports are appended to `imports`.
+    """
     if isinstance(node, list):
-        return [_plain(item) for item in node]
+        return [_plain(item, imports) for item in node]
     if not isinstance(node, ast.AST):
         return node
-    fields = {name: value for name, value in ast.iter_fields(node) if name not in ("ctx", "kind")}
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
-        fields["body"] = node.body[1:]
-    return [type(node).__name__, *((name, _plain(value)) for name, value in fields.items() if value not in (None, []))]
+    if isinstance(node, ast.ImportFrom) and node.module is not None:
+        imports += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    elif isinstance(node, ast.Import):
+        imports += [alias.name for alias in node.names]
+    elif isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+        node.body = node.body[1:]
+    fields = [(name, getattr(node, name, None)) for name in node._fields if name not in ("ctx", "kind")]
+    return [
+        type(node).__name__,
+        *((name, _plain(value, imports)) for name, value in fields if value is not None and value != []),
+    ]
