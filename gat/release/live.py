@@ -1,5 +1,6 @@
-"""A pipeline as one ONNX graph that a browser runs: noise, labels and two sliders in, pixels out."""
+"""The live generator of the report's page: a pipeline as one ONNX graph that a browser runs."""
 
+import copy
 import logging
 from pathlib import Path
 
@@ -7,15 +8,15 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from gat.data.pixels import to_uint8
 from gat.gan.networks import Z_DIM
 from gat.release.pipeline import GATPipeline
+from gat.release.styles import style_images
 
 INPUTS = ("z", "labels", "truncation_psi", "mix")
 
 
 class LiveGenerator(nn.Module):
-    """A generator and its decoder, for one image on the way from one sample to another."""
+    """A generator and its VAE, which interpolate between two samples."""
 
     def __init__(self, pipeline: GATPipeline) -> None:
         super().__init__()
@@ -25,34 +26,30 @@ class LiveGenerator(nn.Module):
         """Pixels uint8 (H, W, 3).
 
         Args:
-            z: (2, 64) standard normal, of the two samples.
+            z: (2, Z_DIM) standard normal noise of the two samples.
             labels: (2,) integers.
-            truncation_psi: (1,) in [0, 1], as the pipeline's.
-            mix: (1,) in [0, 1], from the first sample's style to the second one's.
+            truncation_psi: (1,) in [0, 1], as in `GATPipeline`.
+            mix: (1,) in [0, 1], from the first sample's style to the second's.
         """
         w = self.generator.mapping(z, labels)
-        w = w.lerp(self.generator.w_avg[labels], truncation_psi)
-        w = w[:1].lerp(w[1:], mix)
-        latents = self.generator.synthesis(w)[-1]
-        return to_uint8(self.vae.decode(latents / self.vae.config["scaling_factor"]).sample)[0]
+        w = w.lerp(self.generator.w_avg[labels], truncation_psi)  # `mapping` takes a number, not an input of a graph
+        return style_images(self.generator, self.vae, w[:1].lerp(w[1:], mix))[0]
 
 
 def size_megabytes(pipeline: GATPipeline) -> float:
-    """Size of the weights of the generator and of the VAE's decoder, in float32."""
+    """Size in MB of the weights of the generator and of the VAE's decoder in float32."""
     parts = (pipeline.generator, pipeline.vae.decoder, pipeline.vae.post_quant_conv)
     return sum(p.numel() for part in parts if part is not None for p in part.parameters()) * 4 / 1e6
 
 
 def export_onnx(pipeline: GATPipeline, path: Path) -> None:
-    """Write the graph of a `LiveGenerator`, in float32, without where it was made."""
-    device = pipeline.generator.w_avg.device
-    live = LiveGenerator(pipeline).eval()
-    example = (
-        torch.zeros(2, Z_DIM, device=device),
-        torch.zeros(2, dtype=torch.int64, device=device),
-        torch.zeros(1, device=device),
-        torch.zeros(1, device=device),
-    )
+    """Write the graph of a `LiveGenerator` in float32, without paths of this machine.
+
+    A copy on the CPU is traced, since ONNX does not have all operations that networks on a GPU use. The pipeline stays
+    on its device, in its dtype.
+    """
+    live = copy.deepcopy(LiveGenerator(pipeline)).to("cpu", torch.float32).eval()
+    example = (torch.zeros(2, Z_DIM), torch.zeros(2, dtype=torch.int64), torch.zeros(1), torch.zeros(1))
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     program = torch.onnx.export(
         live, example, input_names=INPUTS, output_names=["pixels"], dynamo=True, verbose=False, external_data=False
