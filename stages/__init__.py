@@ -67,7 +67,7 @@ def parse_training(params: Params, *arguments: str) -> Training:
         ParamsError: there is no such run, or no seed.
     """
     name, seed = (*(arguments or sys.argv[1:3]), "", "")[:2]
-    params.recipe(name)
+    params.run(name)
     if name != MODEL and not seed.isdecimal():
         raise ParamsError(f"seed: {seed!r} is not allowed; allowed: a number after the run's name, such as {name} 0")
     return Training(name, params.model.seed if name == MODEL else int(seed))
