@@ -1,9 +1,8 @@
-"""Analyses against closed forms, ablations against numbers by hand, the browser's and the demo's generator."""
+"""Analyses against closed forms, ablations against numbers by hand."""
 
 import io
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from conftest import TINY
@@ -12,8 +11,6 @@ from gat.config import Loss, Optimization, Run
 from gat.data.latents import TrainingBatches
 from gat.gan.networks import Discriminator, Generator
 from gat.gan.training import Trainer
-from gat.release.demo import make_image
-from gat.release.live import INPUTS, export_onnx, size_megabytes
 from gat.report.ablations import Ablation, analyses_content, change_of, draw_ablations, markdown, scaled_apart
 from gat.study.analysis import (
     accuracy,
@@ -104,40 +101,6 @@ def test_steps_grow_with_the_learning_rate(latents, accelerator):
         for network in ("generator", "discriminator"):
             assert 0 < slow[when][network] < fast[when][network]
     assert 5 < fast["start"]["discriminator"] / slow["start"]["discriminator"] < 20  # a small step is in proportion
-
-
-def test_the_browsers_graph_makes_the_pipelines_images(pipeline, tmp_path):
-    export_onnx(pipeline, tmp_path / "a.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
-    decoder = sum(p.numel() for p in pipeline.vae.decoder.parameters())
-    generator = sum(p.numel() for p in pipeline.generator.parameters())
-    assert size_megabytes(pipeline) == pytest.approx(4e-6 * (decoder + generator), rel=1e-3)
-
-    def run(labels, seeds, psi, mix):
-        z = torch.cat([torch.randn(1, 64, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        values = (z.numpy(), np.array(labels), np.array([psi], np.float32), np.array([mix], np.float32))
-        return session.run(None, dict(zip(INPUTS, values, strict=True)))[0].astype(int)
-
-    def image(label, seed, psi):
-        made = pipeline(label, truncation_psi=psi, generator=torch.Generator().manual_seed(seed)).images[0]
-        return np.asarray(made).astype(int)
-
-    for psi in (0.0, 0.5, 1.0):
-        assert np.abs(run((3, 7), (0, 5), psi, 0.0) - image(3, 0, psi)).max() <= 1
-        assert np.abs(run((3, 7), (0, 5), psi, 1.0) - image(7, 5, psi)).max() <= 1
-    halfway = run((3, 7), (0, 5), 0.0, 0.5)
-    assert min(np.abs(halfway - image(3, 0, 0.0)).max(), np.abs(halfway - image(7, 5, 0.0)).max()) > 5
-    want = make_image(pipeline, (3, 7), (0, 5), 0.5).astype(int)
-    assert np.abs(halfway - want).max() <= 1
-    content = (tmp_path / "a.onnx").read_bytes()
-    assert b".py" not in content  # no lines of code, nor where they were
-
-
-def test_the_demos_image_is_the_pipelines(pipeline):
-    options = {"truncation_psi": 0.3, "guidance_scale": 1.5}
-    want = pipeline(4, generator=torch.Generator().manual_seed(9), **options).images[0]
-    made = make_image(pipeline, (4, 2), (9, 1), 0.0, *options.values())
-    assert np.abs(made.astype(int) - np.asarray(want)).max() <= 1
 
 
 def ablation(fids: list[float], baseline: list[float], change: str = "loss.levels.schedule=none") -> Ablation:

@@ -1,21 +1,49 @@
-"""Pictures of what a model can do: each is what it says."""
+"""What a showcase shows: images that equal the pipeline's, nearest training images, files, the live generator."""
+
+import copy
 
 import av
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
+from gat.evaluation.grid import image_grid
+from gat.evaluation.sampling import seed_noise
+from gat.gan.networks import Z_DIM
+from gat.release.demo import make_image
+from gat.release.live import INPUTS, export_onnx, size_megabytes
 from gat.release.pipeline import GATPipeline
-from gat.release.showcase import level_images, mosaic, nearest, save_sheet, save_video, sweep, walk
+from gat.release.showcase import (
+    TrainingFeatures,
+    level_images,
+    nearest,
+    neighbours,
+    save_sheet,
+    save_video,
+    sweep,
+    walk,
+)
 
 
 def image(pipeline: GATPipeline, label: int, seed: int, **options: float) -> np.ndarray:
-    return np.asarray(pipeline(label, generator=torch.Generator().manual_seed(seed), **options).images[0])
+    made = pipeline(label, generator=torch.Generator().manual_seed(seed), **options).images[0]
+    return np.asarray(made).astype(int)
+
+
+def test_seed_noise_is_what_the_pipeline_draws(pipeline):
+    z = seed_noise([0, 5])
+    assert z.shape == (2, Z_DIM)
+    for label, seed, own in zip((3, 7), (0, 5), z, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        made = pipeline(label, generator=generator, output_type="latent").images
+        with torch.no_grad():
+            assert torch.equal(pipeline.generator(own[None], torch.tensor([label])), made)
 
 
 @pytest.mark.parametrize("option", ["truncation_psi", "guidance_scale"])
-def test_a_sweep_is_the_pipelines_own_images(option, pipeline):
+def test_a_sweep_has_the_pipelines_images(option, pipeline):
     swept = sweep(pipeline, [3, 7], [0, 5], option, [0.0, 0.5, 1.0])
     assert swept.shape == (2, 3, 2, 32, 32, 3)
     for i, label in enumerate((3, 7)):
@@ -25,26 +53,43 @@ def test_a_sweep_is_the_pipelines_own_images(option, pipeline):
     assert not np.array_equal(swept[0, 0, 0], swept[0, 2, 0])
 
 
-def test_the_last_level_is_the_sample_and_the_others_are_not(pipeline):
+def test_the_last_level_is_the_sample_and_the_first_is_not(pipeline):
     levels = level_images(pipeline, [3, 7], [0, 5])
     assert levels.shape == (2, 4, 32, 32, 3)
     for own, label, seed in zip(levels, (3, 7), (0, 5), strict=True):
-        want = image(pipeline, label, seed).astype(int)
+        want = image(pipeline, label, seed)
         assert np.abs(own[-1] - want).max() <= 1
         assert np.abs(own[0] - want).max() > 10
 
 
-def test_nearest_are_the_nearest_and_an_image_is_not_its_own_neighbour(rng):
+def test_nearest_are_sorted_by_distance_and_exclude_the_image_itself(rng):
     candidates = rng.normal(size=(50, 4))
     features = candidates[[7, 20]] + 1e-3
     rows, distances = nearest(features, candidates, 3)
-    assert rows[:, 0].tolist() == [7, 20]
-    np.testing.assert_allclose(distances[:, 0], 2e-3, rtol=1e-2)
-    assert (np.diff(distances) >= 0).all()
-    slow = np.linalg.norm(features[1] - candidates, axis=1)
-    assert rows[1].tolist() == np.argsort(slow)[:3].tolist()
+    want = np.linalg.norm(features[:, None] - candidates, axis=2)
+    assert np.array_equal(rows, np.argsort(want, axis=1)[:, :3])
+    np.testing.assert_allclose(distances, np.sort(want, axis=1)[:, :3], rtol=1e-2)
     others, _ = nearest(candidates[[7, 20]], candidates, 49, own=np.array([7, 20]))
     assert [sorted(row) for row in others] == [[i for i in range(50) if i != own] for own in (7, 20)]
+
+
+def test_copies_of_training_images_are_found(digits):
+    """Features are known of every second image; the samples are copies of some of them."""
+    rows = np.arange(0, 300, 2)
+    training = TrainingFeatures(digits, rows, pixels(digits[rows]), pixels)
+    samples = digits[np.array([4, 8, 10, 298])].reshape(2, 2, 32, 32, 3)
+    pictures, distances = neighbours(samples, training, 3)
+    assert pictures.shape == (2 + 2, 1 + 3, 32, 32, 3)
+    assert np.array_equal(pictures[:2, 0], samples[:, 0])
+    assert np.array_equal(pictures[:2, 1], samples[:, 0])
+    assert (pictures[2:, 0] != pictures[2:, 1]).any((1, 2, 3)).all()
+    assert distances["samples"] == [0, 0, 0, 0]
+    assert len(distances["reals"]) == 4
+    assert min(distances["reals"]) > 0
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1).astype(np.float32)
 
 
 def test_a_walk_passes_through_its_samples_and_closes(pipeline):
@@ -58,33 +103,56 @@ def test_a_walk_passes_through_its_samples_and_closes(pipeline):
     assert steps[-1] < 1.5 * steps.mean() + 1
 
 
-def test_a_mosaic_has_its_rows_below_one_another(rng):
-    images = rng.integers(0, 256, (2, 3, 4, 5, 3), dtype=np.uint8)
-    picture = mosaic(images)
-    assert picture.shape == (8, 15, 3)
-    assert np.array_equal(picture[4:, 10:], images[1, 2])
-
-
-def test_pictures_are_without_loss_and_videos_play(rng, tmp_path):
+def test_small_sheets_are_lossless_and_large_ones_fit_into_webp(rng, tmp_path):
     images = rng.integers(0, 256, (2, 3, 8, 8, 3), dtype=np.uint8)
     assert save_sheet(tmp_path / "a.webp", images) == {"side": 8, "exact": True}
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.webp").convert("RGB")), mosaic(images))
-    shades = np.linspace(40, 200, 12).astype(np.uint8)
-    frames = np.broadcast_to(shades[:, None, None, None], (12, 33, 33, 3))
-    save_video(tmp_path / "a.mp4", frames)
-    with av.open(str(tmp_path / "a.mp4")) as container:
-        stream = container.streams.video[0]
-        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-    assert len(decoded) == 12
-    assert decoded[0].shape[0] >= 256
-    assert [round(float(frame.mean())) for frame in decoded] == pytest.approx(shades, abs=4)
-
-
-def test_large_sheets_lose_a_little_and_never_more_than_webp_can_hold(rng, tmp_path):
+    saved = np.asarray(Image.open(tmp_path / "a.webp").convert("RGB"))
+    assert np.array_equal(saved, image_grid(images.reshape(6, 8, 8, 3), columns=3))
     large = np.broadcast_to(rng.integers(0, 256, (1, 1, 1, 1, 3), dtype=np.uint8), (9, 4, 512, 512, 3))
     assert save_sheet(tmp_path / "large.webp", large) == {"side": 256, "exact": False}
     assert Image.open(tmp_path / "large.webp").size == (4 * 256, 9 * 256)
     many = np.zeros((2000, 2, 32, 32, 3), np.uint8)
     assert save_sheet(tmp_path / "many.webp", many) == {"side": 8, "exact": False}
     assert Image.open(tmp_path / "many.webp").size == (16, 16_000)
+
+
+def test_videos_play(tmp_path):
+    shades = np.linspace(40, 200, 12).astype(np.uint8)
+    save_video(tmp_path / "a.mp4", np.broadcast_to(shades[:, None, None, None], (12, 33, 33, 3)))
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    assert decoded[0].shape[0] >= 256
+    assert [round(float(frame.mean())) for frame in decoded] == pytest.approx(shades, abs=4)
+
+
+def test_live_generator_makes_the_pipelines_images(pipeline, tmp_path):
+    """Exported from a pipeline in half precision, on a GPU if there is one, which stays what it is."""
+    pipeline = GATPipeline(copy.deepcopy(pipeline.generator), copy.deepcopy(pipeline.vae))
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+    before = pipeline.device, pipeline.generator.dtype, pipeline.vae.dtype
+    export_onnx(pipeline, tmp_path / "a.onnx")
+    assert (pipeline.device, pipeline.generator.dtype, pipeline.vae.dtype) == before
+    pipeline.to("cpu", torch.float32)
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+
+    def live(psi: float, mix: float) -> np.ndarray:
+        values = (seed_noise([0, 5]).numpy(), np.array([3, 7]), np.array([psi], "f"), np.array([mix], "f"))
+        return session.run(None, dict(zip(INPUTS, values, strict=True)))[0].astype(int)
+
+    for psi in (0.0, 0.5, 1.0):
+        assert np.abs(live(psi, 0.0) - image(pipeline, 3, 0, truncation_psi=psi)).max() <= 1
+        assert np.abs(live(psi, 1.0) - image(pipeline, 7, 5, truncation_psi=psi)).max() <= 1
+    assert np.abs(live(0.0, 0.5) - make_image(pipeline, (3, 7), (0, 5), 0.5)).max() <= 1
+    assert np.abs(live(0.0, 0.5) - live(0.0, 0.0)).max() > 5
+    assert b".py" not in (tmp_path / "a.onnx").read_bytes()  # no lines of code or paths
+    weights = [p for part in (pipeline.generator, pipeline.vae.decoder) for p in part.parameters()]
+    assert size_megabytes(pipeline) == pytest.approx(4e-6 * sum(p.numel() for p in weights), rel=1e-3)
+
+
+def test_the_demo_shows_the_pipelines_images(pipeline):
+    options = {"truncation_psi": 0.3, "guidance_scale": 1.5}
+    for mix, label, seed in ((0.0, 4, 9), (1.0, 2, 1)):
+        made = make_image(pipeline, (4, 2), (9, 1), mix, **options)
+        assert np.abs(made - image(pipeline, label, seed, **options)).max() <= 1
