@@ -1,4 +1,4 @@
-"""What the ablations and analyses say: ablations/results/, analyses/, results/ -> ablations/summary.json and reports/.
+"""What the ablations and analyses show: ablations/results/, analyses/, results/ -> ablations/summary.json and reports/.
 
 python -m stages summary          (of ablations/dvc.yaml)
 
@@ -9,15 +9,9 @@ import json
 
 from gat.config import Params, Training
 from gat.files import atomic_write, write_json
-from gat.report.ablations import (
-    Ablation,
-    analyses_content,
-    change_of,
-    draw_ablations,
-    markdown,
-    page_rows,
-    scaled_apart,
-)
+from gat.report.ablations import Ablation, summarize
+from gat.report.figures import draw_ablations, save
+from gat.report.tables import ablations_page
 from stages import ANALYSES, REPORTS, SUMMARY, ablations_key, results_of
 
 
@@ -31,25 +25,15 @@ def main(params: Params) -> None:
     ablations = []
     for name in params.ablations:
         baseline = params.baseline(name)
-        ablations.append(Ablation(name, change_of(params.study[name]), fids(name), baseline, fids(baseline)))
-    measured = []
+        ablations.append(Ablation(name, params.run(name), fids(name), baseline, fids(baseline)))
+    analyses = []
     for run in params.analyze.runs:
         guided = params.recipe(run).loss.levels.schedule in ("exponential", "linear")
         about = {"baseline": params.baseline(run) if run in params.ablations else None, "guided": guided}
         paths = [ANALYSES / f"{run}/seed-{seed}.json" for seed in params.seeds]
-        measured += [about | json.loads(path.read_text()) for path in paths]
-    analyses = analyses_content(measured) if measured else []
-    sentences = scaled_apart(ablations, params.study)
-    write_json(
-        SUMMARY,
-        {
-            "key": ablations_key(params),
-            "ablations": page_rows(ablations),
-            "sentences": sentences,
-            "analyses": analyses,
-        },
-    )
+        analyses += [about | json.loads(path.read_text()) for path in paths]
+    content = summarize(ablations, analyses)
+    write_json(SUMMARY, {"key": ablations_key(params)} | content)
     with atomic_write(REPORTS / "ablations.md") as path:
-        path.write_text(markdown(ablations, sentences, analyses), encoding="utf-8")
-    with atomic_write(REPORTS / "ablations.png") as path:
-        draw_ablations(ablations, analyses, params.report.highlight).savefig(path, metadata={"Software": None})
+        path.write_text(ablations_page(content, ["Made by `make ablations`."]), encoding="utf-8")
+    save(draw_ablations(content, params.report.highlight), REPORTS / "ablations.png")

@@ -1,38 +1,22 @@
-"""The model card of a trained model: what it is, how good, how it was made, as Markdown for a hub."""
+"""The model card of a trained model: what it is, its metrics and how it was trained, as Markdown for a hub."""
 
 import html
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from gat.config import Recipe
+from gat.report.columns import METRICS
+from gat.report.settings import plain_name, recipe_yaml
+from gat.report.tables import markdown_table
 
-NAMES = {  # of metrics.json
-    "fid": "FID",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-    "spread": "spread",
-    "recognized": "recognized",
-}
-MEANINGS = {
-    "spread": "variance within classes over that of the reals",
-    "recognized": "share of samples that the extractor's classifier takes for their class",
-}
-
-
-def plain_name(source: str) -> str:
-    """A data source or teacher without the folders in which this machine has it."""
-    path = Path(source).expanduser()
-    return " ".join((path.name if path.exists() else source).split())
+TASK = "unconditional-image-generation"
 
 
 def model_card(
     results: Mapping[str, Any],
-    settings: Recipe,
+    recipe: Recipe,
     source: str,
     resolution: int,
     commit: str,
@@ -42,45 +26,37 @@ def model_card(
     """Markdown with the metadata of a hub in front.
 
     Args:
-        results: `run.json`, `metrics.json` and `evaluation.json` of a training, together.
-        settings: of its run.
+        results: of the training, see `gat.study.results.Results.read`.
+        recipe: of its run.
         source: of the images.
         resolution: of the images, pixels.
         commit: of this project.
         command: that trains the model.
-        reference: of FID, where that is not the images.
+        reference: of FID; None: the images.
     """
-    name, metrics = plain_name(source), {key: results[key] for key in NAMES if key in results}
+    name, title = plain_name(source), f"{results['run']}-seed-{results['seed']}"
+    metrics = [column for column in METRICS if column.key in results]
     measured_on = name if reference is None else plain_name(reference)
-    title, task = f"{results['run']}-seed-{results['seed']}", "unconditional-image-generation"
     data = ModelCardData(
         license="other",
         license_name="apache-2.0-code-and-the-terms-of-the-images",
         library_name="diffusers",
-        pipeline_tag=task,
+        pipeline_tag=TASK,
         tags=["gan", "one-step", "class-conditional"],
         model_name=f"GAT {title}",
         eval_results=[
             EvalResult(
-                task_type=task,
+                task_type=TASK,
                 dataset_type=measured_on,
                 dataset_name=measured_on,
-                metric_type=key,
-                metric_name=NAMES[key],
-                metric_value=v,
+                metric_type=column.key,
+                metric_name=column.heading,
+                metric_value=results[column.key],
             )
-            for key, v in metrics.items()
+            for column in metrics
         ],
     )
-    recipe = {
-        "run": settings.run.model_dump(exclude={"pretrained", "train", "loss", "repa"}),
-        "loss": settings.loss.model_dump(),
-        "train": settings.train.model_dump(),
-        "repa": settings.repa.model_dump(),
-    }
-    if settings.repa.teacher is not None:
-        recipe["repa"]["teacher"] = plain_name(settings.repa.teacher)
-    rows = [f"| {NAMES[key]} | {value:.4g} | {MEANINGS.get(key, '')} |" for key, value in metrics.items()]
+    rows = [[column.title, column.text(results[column.key]), column.explanation] for column in metrics]
     warnings = [f"- {html.escape(warning)}" for warning in results["warnings"]]
     lines = [
         "---",
@@ -89,11 +65,12 @@ def model_card(
         "",
         f"# GAT {title}",
         "",
-        f"Class-conditional images of {resolution} × {resolution} pixels in one step: a GAN of plain transformers in a "
-        f"VAE's latent space ([arXiv 2509.24935](https://arxiv.org/abs/2509.24935)), trained on {html.escape(name)}. "
-        f"{results['params'] / 1e6:.3g} million parameters, {results['gmacs']:.3g} GMACs an image without the VAE.",
+        f"A class-conditional GAN of plain transformers that generates images of {resolution} × {resolution} pixels in "
+        "one step, in the latent space of a VAE ([arXiv 2509.24935](https://arxiv.org/abs/2509.24935)), trained on "
+        f"{html.escape(name)}. {results['params'] / 1e6:.3g} million parameters and {results['gmacs']:.3g} GMACs per "
+        "image, without the VAE.",
         "",
-        "![A row a class, a column a seed](samples.png)",
+        "![One row per class, one column per seed](samples.png)",
         "",
         "```python",
         "import torch",
@@ -105,26 +82,24 @@ def model_card(
         "",
         f"## Metrics of {results['samples']:,} samples",
         "",
-        "| metric | value | |",
-        "| --- | --- | --- |",
-        *rows,
+        markdown_table(["metric", "value", "meaning"], rows),
         "",
-        f"Features of {html.escape(str(results['extractor']))}, clean-fid's mode {results['mode']}; truncation ψ "
-        f"{results['truncation_psi']:g} (0: off), guidance {results['guidance_scale']:g} (1: off). One training: other "
-        "seeds of the same recipe have other values.",
+        f"Features: {html.escape(str(results['extractor']))}, clean-fid mode {results['mode']}. Truncation ψ: "
+        f"{results['truncation_psi']:g} (0: off). Guidance scale: {results['guidance_scale']:g} (1: off). The values "
+        "are those of one training; they vary with the seed.",
         "",
         *(["## Warnings", "", *warnings, ""] if warnings else []),
-        "## Made by",
+        "## Reproduce",
         "",
-        f"`{command}` at commit {commit}, with",
+        f"`{command}` at commit {commit}, with these settings:",
         "",
         "```yaml",
-        yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip(),
+        recipe_yaml(recipe).strip(),
         "```",
         "",
-        "## Licence",
+        "## License",
         "",
-        "The code in this folder: Apache-2.0. The weights were learned from the images, whose own terms apply.",
+        "The code in this folder: Apache-2.0. The weights were trained on the images, whose own terms apply.",
         "",
     ]
     return "\n".join(lines)

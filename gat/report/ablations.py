@@ -1,154 +1,142 @@
-"""What ablations and analyses say: comparisons with the runs that they change, in numbers, sentences and figures."""
+"""What ablations and analyses show, in numbers and sentences, and whether the paper's claims hold."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from gat.config import Run
-from gat.report.figures import label_axes, mean_text, standard_errors
+from gat.report.columns import mean_text
+from gat.report.comparisons import compare
 
-NOISE, SINGLE = "within the noise of the seeds", "one seed does not tell"
 FIXED_RATE = "train.scale_lr_by_width=false"
-# What the paper says of a change, by all keys that an ablation overrides, and their values.
+# Claims of the paper, by all keys that an ablation changes and their values.
 CLAIMS = {
-    frozenset({"loss.levels.schedule=none"}): "without noise guidance it is worse",
+    frozenset({"loss.levels.schedule=none"}): "FID is worse without noise guidance",
     frozenset({"loss.levels.schedule=linear"}): "a linear noise schedule is worse than the exponential one",
-    frozenset({"loss.levels.schedule=resized"}): "resized images in place of noise are worse",
-    frozenset({"repa.teacher=null"}): "without a teacher it is worse",
-    frozenset({FIXED_RATE}): "a learning rate that is not its width's is worse",
+    frozenset({"loss.levels.schedule=resized"}): "resized levels are worse than noised ones",
+    frozenset({"repa.teacher=null"}): "FID is worse without a teacher",
+    frozenset({FIXED_RATE}): "a learning rate that is not scaled to the width is worse",
 }
+
+Result = Mapping[str, Any]  # the analysis of one training
+Runs = Mapping[str, Sequence[Result]]  # those of the seeds of each run
+
+
+def summarize(ablations: Sequence["Ablation"], results: Sequence[Result]) -> dict[str, Any]:
+    """What tables, figures and the page show of ablations and analyses, as JSON.
+
+    Args:
+        ablations: each with its FIDs.
+        results: of each run and seed what `stages/analyze.py` writes, with the name of its `baseline` (None: it is no
+            ablation) and whether it is `guided` by noise.
+    """
+    return {
+        "ablations": [one.content() for one in ablations],
+        "sentences": [*scaled_separately(ablations)],
+        "analyses": analyses_content(results) if results else [],
+    }
+
+
+def same_baselines(content: Mapping[str, Any], table: pd.DataFrame) -> bool:
+    """Whether a summary compares ablations with the FIDs that the table of trainings has."""
+    return all(
+        np.allclose(sorted(one["baseline_fids"]), sorted(table.fid[table.run == one["baseline"]]))
+        for one in content["ablations"]
+        if one["baseline"] is not None
+    )
 
 
 class Ablation(NamedTuple):
-    """A run that changes one thing of another, and the FIDs of both, a seed each."""
+    """A run that changes the recipe of another, its baseline, and the FIDs of both, one per seed."""
 
     name: str
-    change: str  # such as loss.levels.schedule=none
+    run: Run
     fids: list[float]
     baseline: str | None
     baseline_fids: list[float]
 
     @property
-    def difference(self) -> float:
-        """By how much its mean FID is larger."""
-        return float(np.mean(self.fids) - np.mean(self.baseline_fids))
-
-    @property
-    def compared(self) -> str:
-        """The run that it changes, with its FID."""
-        return f"{self.baseline}: {mean_text(self.baseline_fids)}" if self.baseline else "none"
-
-    @property
-    def outcome(self) -> str:
-        """`worse`, `better`, or what is to say of a difference that is none."""
-        errors = standard_errors(self.fids, self.baseline_fids)
-        if np.isnan(errors):
-            return SINGLE
-        if abs(self.difference) <= errors:
-            return NOISE
-        return "worse" if self.difference > 0 else "better"
+    def changes(self) -> list[str]:
+        """What the run overrides, such as `loss.levels.schedule=none`."""
+        sections = {name: getattr(self.run, name) for name in ("loss", "train", "repa")}
+        sections["discriminator"] = self.run.discriminator.model_dump(exclude_none=True)
+        return [*_leaves(sections)]
 
     @property
     def verdict(self) -> str:
-        """The outcome in a sentence, with whether the paper's claim shows."""
+        """How its FID compares with the baseline's, and whether the paper's claim holds."""
         if self.baseline is None:
-            return "No run of its size is in the study."
-        sign = "higher" if self.difference > 0 else "lower"
-        text = f"FID {abs(self.difference):.3g} {sign} than {self.baseline}'s: {self.outcome}."
-        claim = CLAIMS.get(self._changes)
-        if claim is not None:
-            shows = {"worse": "shows here", SINGLE: "cannot be told"}
-            text += f" The paper's claim, that {claim}, {shows.get(self.outcome, 'does not show here')}."
-        return text
+            return "The study has no run of this size to compare with."
+        comparison, changes = compare(self.fids, self.baseline_fids), frozenset(self.changes)
+        text = f"FID {comparison.text} than that of {self.baseline}; {comparison.verdict}."
+        if FIXED_RATE in changes:  # whichever rate it is
+            changes = frozenset(one for one in changes if not one.startswith("train.learning_rate="))
+        claim = CLAIMS.get(changes)
+        return text + ("" if claim is None else f" The paper's claim that {claim} {comparison.claim_of_increase}.")
 
-    @property
-    def _changes(self) -> frozenset[str]:
-        """What CLAIMS has as keys; which fixed rate it is does not matter there."""
-        leaves = frozenset(self.change.split(", "))
-        rates = {one for one in leaves if one.startswith("train.learning_rate=")}
-        return leaves - rates if FIXED_RATE in leaves else leaves
-
-
-def change_of(run: Run) -> str:
-    """What a run overrides, as keys and values."""
-
-    def leaves(values: Mapping[str, Any], prefix: str) -> list[str]:
-        found = []
-        for key, value in values.items():
-            name = f"{prefix}.{key}"
-            found += leaves(value, name) if isinstance(value, Mapping) else [f"{name}={_text(value)}"]
-        return found
-
-    sections = {name: getattr(run, name) for name in ("loss", "train", "repa")}
-    sections["discriminator"] = run.discriminator.model_dump(exclude_none=True)
-    return ", ".join(leaf for name, values in sections.items() for leaf in leaves(values, name))
+    def content(self) -> dict[str, Any]:
+        """As JSON."""
+        compared = f"{self.baseline}: {mean_text(self.baseline_fids)}" if self.baseline else "none"
+        return {
+            "name": self.name,
+            "change": ", ".join(self.changes),
+            "fid": mean_text(self.fids),
+            "fids": self.fids,
+            "baseline": self.baseline,
+            "compared": compared,
+            "baseline_fids": self.baseline_fids,
+            "verdict": self.verdict,
+        }
 
 
-def _text(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """All values of nested sections, as key=value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def scaled_apart(ablations: Sequence[Ablation], runs: Mapping[str, Run]) -> list[str]:
-    """Sentences on pairs of ablations that differ in nothing but which of the two networks is the larger one."""
+def scaled_separately(ablations: Sequence[Ablation]) -> Iterator[str]:
+    """Sentences on pairs of ablations of which one enlarges the generator alone, the other the discriminator alone."""
 
-    def others(run: Run) -> tuple[Any, ...]:
+    def rest(run: Run) -> tuple[Any, ...]:
         return run.depth, run.patch, run.discriminator.depth, run.discriminator.patch, run.loss, run.train, run.repa
 
-    sentences = []
-    for a in ablations:
-        for b in ablations:
-            large_g, large_d = runs[a.name], runs[b.name]
-            width, own = large_g.width, large_g.discriminator.width
-            swapped = (own, width) == (large_d.width, large_d.discriminator.width)
-            if not (swapped and own is not None and own < width and others(large_g) == others(large_d)):
-                continue
-            if a.baseline is None or b.baseline is None:
-                continue
-            outcome = Ablation("", "", b.fids, a.name, a.fids).outcome
-            versus = "The larger discriminator alone against the larger generator alone"
-            sentences.append(
-                f"From {b.baseline} (FID {mean_text(b.baseline_fids)}) to {a.baseline} ({mean_text(a.baseline_fids)}): "
-                f"with the larger generator alone {mean_text(a.fids)}, with the larger discriminator alone "
-                f"{mean_text(b.fids)}. {versus}: {outcome}; the paper says that scaling D alone helps more."
-            )
-    return sentences
+    for large_g, large_d in permutations(ablations, 2):
+        width, width_d = large_g.run.width, large_g.run.discriminator.width
+        swapped = (large_d.run.discriminator.width, large_d.run.width) == (width, width_d)
+        if not swapped or width_d is None or width_d >= width or rest(large_g.run) != rest(large_d.run):
+            continue
+        if large_g.baseline is None or large_d.baseline is None:
+            continue
+        comparison = compare(large_d.fids, large_g.fids)
+        yield (
+            f"Scaling only one network from {large_d.baseline} (FID {mean_text(large_d.baseline_fids)}) to "
+            f"{large_g.baseline} ({mean_text(large_g.baseline_fids)}): {mean_text(large_g.fids)} with only the "
+            f"generator larger, {mean_text(large_d.fids)} with only the discriminator larger. The latter is "
+            f"{comparison.text}; {comparison.verdict}. The paper reports that scaling only the discriminator "
+            "helps more."
+        )
 
 
-def page_rows(ablations: Sequence[Ablation]) -> list[dict[str, Any]]:
-    """Ablations as the page reads them."""
-    return [
-        {
-            "name": ablation.name,
-            "change": ablation.change,
-            "fid": mean_text(ablation.fids),
-            "fids": ablation.fids,
-            "baseline": ablation.baseline,
-            "compared": ablation.compared,
-            "baseline_fids": ablation.baseline_fids,
-            "verdict": ablation.verdict,
-        }
-        for ablation in ablations
-    ]
-
-
-def analyses_content(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Tables, sentences and plots of analyses, as the page reads them.
-
-    Args:
-        results: of each run and seed, what `stages/analyze.py` writes.
-    """
+def analyses_content(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """A title, a text, a table and a plot of each analysis; arguments as for `summarize`."""
     runs = list(dict.fromkeys(result["run"] for result in results))
     by_run = {run: [result for result in results if result["run"] == run] for run in runs}
+
+    def having(key: str) -> Runs:
+        return {run: own for run, own in by_run.items() if all(key in one for one in own)}
+
     parts = [_layers(by_run)]
-    with_discriminator = {run: own for run, own in by_run.items() if all("discriminator" in one for one in own)}
-    if with_discriminator:
+    if with_discriminator := having("discriminator"):
         parts.append(_discriminators(with_discriminator))
-    stepped = {run: own for run, own in by_run.items() if all("steps" in one for one in own)}
-    if stepped:
+    if stepped := having("steps"):
         parts += [_steps(stepped, when) for when in ("start", "later")]
     return parts
 
@@ -159,166 +147,87 @@ def _series(name: str, x: Sequence[Any], values: Sequence[Sequence[float]], **mo
     return {"name": name, "x": list(x), "y": [float(np.mean(own)) for own in values], "deviations": deviations, **more}
 
 
-def _layers(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def _layers(by_run: Runs) -> dict[str, Any]:
+    keys = ("skipped", "cosine", "cka")
     rows, series, shares = [], [], dict[str, np.ndarray]()
     for run, own in by_run.items():
-        use = {key: np.array([one["layers"][key] for one in own]).T for key in ("skipped", "cosine", "cka")}
-        blocks = [str(i + 1) for i in range(len(use["skipped"]))]
+        use = {key: np.array([one["layers"][key] for one in own]).T for key in keys}  # (blocks, seeds)
+        count = len(use["skipped"])
+        blocks = [str(i + 1) for i in range(count)]
         series.append(_series(run, blocks, use["skipped"].tolist()))
-        early = use["skipped"][: (len(blocks) + 1) // 2].sum(0)
-        shares[run] = early / use["skipped"].sum(0)
-        rows += [
-            [run, block, *(mean_text(use[key][i], 3) for key in ("skipped", "cosine", "cka"))]
-            for i, block in enumerate(blocks)
-        ]
+        shares[run] = use["skipped"][: (count + 1) // 2].sum(0) / use["skipped"].sum(0)
+        rows += [[run, block, *(mean_text(use[key][i], ".3f") for key in keys)] for i, block in enumerate(blocks)]
     return {
-        "title": "Which blocks of the generator matter",
-        "text": "How far images move, in the extractor's features, when one block is left out, over the mean distance "
-        "between two images: near 0 a block could be left out. Cosine and CKA compare a block's tokens before and "
-        "after it. Share of the first half of the blocks (rounded up) in all movement: "
-        + "; ".join(f"{run} {mean_text(own)}" for run, own in shares.items())
-        + "."
-        + _early_layers(by_run, shares),
-        "columns": ["run", "block", "moved when skipped", "cosine", "CKA"],
+        "title": "Layer use of the generator",
+        "text": "Change when skipped: distance that an image moves in the extractor's feature space when one block is "
+        "skipped, relative to the mean distance between two images; near 0, the block is not used. Cosine similarity "
+        "and CKA compare the tokens before and after a block. Share of the first half of the blocks (rounded up) in "
+        f"the total change: {'; '.join(f'{run} {mean_text(own)}' for run, own in shares.items())}."
+        + "".join(_early_layers(by_run, shares)),
+        "columns": ["run", "block", "change when skipped", "cosine", "CKA"],
         "rows": rows,
-        "plot": {"kind": "bar", "x": "block", "y": "movement when skipped", "series": series},
+        "plot": {"kind": "bar", "x": "block", "y": "change when skipped", "series": series},
     }
 
 
-def _early_layers(by_run: Mapping[str, Sequence[Mapping[str, Any]]], shares: Mapping[str, np.ndarray]) -> str:
-    """Whether runs use early blocks more than their ablations without guidance do, in sentences."""
-    text = ""
-    for run, own in by_run.items():
-        for other, theirs in by_run.items():
-            if theirs[0]["baseline"] == run and own[0]["guided"] and not theirs[0]["guided"]:
-                shows = _larger(shares[run], shares[other])
-                text += (
-                    f" The paper's claim, that noise guidance makes early layers be used more, {shows}: {run} against "
-                    f"{other}."
-                )
-    return text
+def _early_layers(by_run: Runs, shares: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Whether runs with noise guidance use early blocks more than their ablations without it, in sentences."""
+    for run, other in permutations(by_run, 2):
+        guided, unguided = by_run[run][0], by_run[other][0]
+        if unguided["baseline"] == run and guided["guided"] and not unguided["guided"]:
+            claim = compare(shares[run], shares[other]).claim_of_increase
+            yield f" The paper's claim that noise guidance increases the use of early layers {claim} ({run}, {other})."
 
 
-def _larger(x: np.ndarray, y: np.ndarray) -> str:
-    """Whether one mean is larger than another by more than their standard errors."""
-    errors = standard_errors(x, y)
-    if np.isnan(errors):
-        return "cannot be told from one seed"
-    return "shows here" if x.mean() - y.mean() > errors else "does not show here"
-
-
-def _discriminators(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def _discriminators(by_run: Runs) -> dict[str, Any]:
     keys = ("accuracy", "relative_accuracy", "relative_accuracy_on_samples", "cknna")
     rows = [
-        [run, *(mean_text([one["discriminator"][key] for one in own], 3) for key in keys)]
+        [run, *(mean_text([one["discriminator"][key] for one in own], ".3f") for key in keys)]
         for run, own in by_run.items()
     ]
     first = next(iter(by_run.values()))[0]["discriminator"]
     return {
-        "title": "What the discriminator knows",
-        "text": "Share of training images whose own class has the discriminator's highest logit of all classes "
-        f"(chance: {first['chance']:.3g}); the same of logits less their label's mean, which the losses leave free, of "
-        "training images and of the generator's samples, which may well be below chance, as it is at their own label "
-        "that they are told from reals; and the alignment (CKNNA) of [cls] with the features of the "
-        f"{first['reference']}.",
-        "columns": ["run", "accuracy", "relative", "relative, samples", "CKNNA"],
+        "title": "The discriminator as a classifier",
+        "text": "Accuracy: share of training images for which the discriminator's logit is highest for their own class "
+        f"(chance: {first['chance']:.3g}). Centered: the same with per-class-centered logits (the loss does not "
+        "constrain the per-class mean), on training images and on generated samples; on samples it can be below "
+        "chance, since the discriminator learns to lower exactly the logit of their class. CKNNA: alignment "
+        f"of [cls] with the features of the {first['reference']}.",
+        "columns": ["run", "accuracy", "centered", "centered, samples", "CKNNA"],
         "rows": rows,
         "plot": None,
     }
 
 
-def _steps(by_run: Mapping[str, Sequence[Mapping[str, Any]]], when: str) -> dict[str, Any]:
+def _steps(by_run: Runs, when: str) -> dict[str, Any]:
     patches = [own[0]["patch"] for own in by_run.values()]
-    patch = min(patches, key=lambda one: (-patches.count(one), one))  # that of most, as for laws
+    patch = min(patches, key=lambda one: (-patches.count(one), one))  # that of most runs, as for laws
     same = {own[0]["width"]: own for own in reversed([*by_run.values()]) if own[0]["patch"] == patch}
-    ordered = [same[width] for width in sorted(same)]
-    widths = [own[0]["width"] for own in ordered]
-    rules = {"with": "with the width rule", "without": "one rate for all"}
-    rows, series, slopes, verdicts = [], [], [], []
+    widths = sorted(same)
+    rows, series, exponents, claims = [], [], [], []
     for network in ("generator", "discriminator"):
-        by_rule = {}
-        for rule, text in rules.items():
-            values = [[one["steps"][rule][when][network] for one in own] for own in ordered]
-            series.append(_series(f"{network}, {text}", widths, values, dash="solid" if rule == "with" else "dot"))
-            rows.append([network, text, *(mean_text(own, 4) for own in values)])
+        by_rule = []
+        for rule, name, dash in (("with", "width-scaled rate", "solid"), ("without", "constant rate", "dot")):
+            values = [[one["steps"][rule][when][network] for one in same[width]] for width in widths]
+            series.append(_series(f"{network}, {name}", widths, values, dash=dash))
+            rows.append([network, name, *(mean_text(own, ".4f") for own in values)])
             if len(widths) > 1:
-                by_seed = [np.polyfit(np.log(widths), np.log(own), 1)[0] for own in zip(*values, strict=True)]
-                by_rule[rule] = np.array(by_seed)
-                slopes.append(f"{network}, {text}: {mean_text(by_seed)}")
+                slopes = np.polyfit(np.log(widths), np.log(values), 1)[0]  # of each seed
+                by_rule.append(slopes)
+                exponents.append(f"{network}, {name}: {mean_text(slopes)}")
         if by_rule:
-            shows = _larger(by_rule["without"], by_rule["with"])
-            verdicts.append(f"That it grows faster with the width without the rule {shows} for the {network}.")
-    title = "at the start of training" if when == "start" else "later in training"
+            claims.append(f"{compare(by_rule[1], by_rule[0]).claim_of_increase} for the {network}")
+    text = (
+        "Root-mean-square change of the generator's latents and of the discriminator's logits per optimizer step. The "
+        "paper scales the learning rate by 1/width so that it does not depend on the width."
+    )
+    if exponents:
+        text += f" Exponents of a power law in width (0: independent of width): {'; '.join(exponents)}."
+        text += f" That it grows faster with width at a constant rate {'; '.join(claims)}."
     return {
-        "title": f"How far one optimizer step goes, {title}",
-        "text": "Root mean square change of the generator's latents and of the discriminator's logits per step, by "
-        "width. The paper scales the learning rate by 1/width to keep it the same for all widths."
-        + (f" Exponents of a power law in width, 0 if it is the same: {'; '.join(slopes)}." if slopes else "")
-        + "".join(f" {verdict}" for verdict in verdicts),
+        "title": f"Output change per step, {'at the start of training' if when == 'start' else 'later in training'}",
+        "text": text,
         "columns": ["network", "learning rate", *(f"width {width}" for width in widths)],
         "rows": rows,
         "plot": {"kind": "line", "x": "width", "y": "change per step", "series": series},
     }
-
-
-def markdown(ablations: Sequence[Ablation], sentences: Sequence[str], analyses: Sequence[Mapping[str, Any]]) -> str:
-    """All of it as a Markdown page."""
-    lines = ["# Ablations and analyses", "", "Means over seeds ± their standard deviation.", ""]
-    if ablations:
-        lines += ["## One thing changed", ""]
-        rows = [[one.name, f"`{one.change}`", mean_text(one.fids), one.compared] for one in ablations]
-        lines += [_table(["ablation", "what differs", "FID", "compared with"], rows), ""]
-        lines += [f"- {one.name}: {one.verdict}" for one in ablations]
-        lines += [f"- {sentence}" for sentence in sentences] + [""]
-    for analysis in analyses:
-        lines += [f"## {analysis['title']}", "", analysis["text"], ""]
-        lines += [_table(analysis["columns"], analysis["rows"]), ""]
-    return "\n".join([*lines, "Made by `make ablations`.", ""])
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    return pd.DataFrame([dict(zip(columns, row, strict=True)) for row in rows]).to_markdown(
-        index=False, disable_numparse=True
-    )
-
-
-def draw_ablations(ablations: Sequence[Ablation], analyses: Sequence[Mapping[str, Any]], color: str) -> Figure:
-    """FIDs of the ablations beside those of their runs, and the analyses' plots."""
-    plots = [analysis for analysis in analyses if analysis["plot"]]
-    rows = 1 + (len(plots) + 1) // 2
-    figure = Figure(figsize=(11.5, 4.3 * rows), layout="constrained", dpi=110)
-    grid = figure.add_gridspec(rows, 2)
-    axes = figure.add_subplot(grid[0, :])
-    for place, one in enumerate(ablations):
-        for fids, shade, marker in ((one.baseline_fids, "#8a8a8a", "|"), (one.fids, color, "o")):
-            axes.scatter(fids, [place] * len(fids), color=shade, marker=marker, s=70 if marker == "|" else 26, zorder=3)
-        axes.plot([min(one.fids), max(one.fids)], [place, place], color=color, lw=1.5, alpha=0.5)
-    axes.set_yticks(
-        range(len(ablations)), [one.name + (f" ({one.baseline})" if one.baseline else "") for one in ablations]
-    )
-    axes.invert_yaxis()
-    title = "FID of ablations (points), and of the runs that they change (bars)"
-    label_axes(axes, title, "FID", "", "x" if ablations else "")
-    for place, analysis in enumerate(plots):
-        axes = figure.add_subplot(grid[1 + place // 2, place % 2])
-        _draw_plot(axes, analysis["plot"])
-        plot = analysis["plot"]
-        label_axes(axes, analysis["title"], plot["x"], plot["y"], "xy" if plot["kind"] == "line" else "")
-        axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _draw_plot(axes: Axes, plot: Mapping[str, Any]) -> None:
-    count = len(plot["series"])
-    if plot["kind"] == "bar":
-        longest = max((series["x"] for series in plot["series"]), key=len)
-        axes.set_xticks(range(len(longest)), longest)
-    for i, series in enumerate(plot["series"]):
-        if plot["kind"] == "bar":
-            places = np.arange(len(series["x"])) + (i - (count - 1) / 2) * 0.8 / count
-            axes.bar(places, series["y"], 0.8 / count, yerr=series["deviations"], label=series["name"], capsize=2)
-        else:
-            style = "--" if series["dash"] == "dot" else "-"
-            axes.errorbar(
-                series["x"], series["y"], series["deviations"], fmt=f"o{style}", ms=4, capsize=3, label=series["name"]
-            )

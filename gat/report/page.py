@@ -1,114 +1,200 @@
-"""The study as one HTML file that needs no network: figures to touch, images to choose, a generator that runs in it."""
+"""The study as one HTML file that needs no network: interactive figures, samples, a generator that runs in the page."""
 
 import base64
 import gzip
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from gat.config import MODEL, Training
-from gat.report.figures import COSTS, MEASURES, Scaling, mean_text, shades, size_shades, study_of
+from gat.config import MODEL, Params, Training
+from gat.report.columns import COLUMNS, CURVES, Column, mean_text
+from gat.report.figures import Curves, run_colors, size_colors
+from gat.report.laws import Scaling
+from gat.report.settings import as_yaml, plain_name, recipe_yaml
+from gat.report.tables import law_text
+from gat.report.trainings import smallest_and_largest, study_of
 
-HERE = Path(__file__).parent / "template"
-VENDOR = HERE / "vendor"
+TEMPLATE = Path(__file__).parent / "template"
+VENDOR = TEMPLATE / "vendor"
 TYPES = {".webp": "image/webp", ".mp4": "video/mp4", ".png": "image/png"}
 
-METRICS = {
-    "fid": "FID",
-    "loss_d": "discriminator's loss",
-    "loss_g": "generator's loss",
-    "gap": "D(real) − D(fake)",
-    "r1": "approximate R1",
-    "r2": "approximate R2",
-    "repa": "REPA's loss",
-    "grad_d": "discriminator's gradient norm",
-    "grad_g": "generator's gradient norm",
-}
-COLUMNS = [  # key, heading, digits: after the point, or −significant; None: text
-    ("run", "run", None),
-    ("seed", "seed", 0),
-    ("width", "width", 0),
-    ("depth", "depth", 0),
-    ("patch", "patch", 0),
-    ("params", "parameters", 0),
-    ("gmacs", "GMACs", -3),
-    ("train_gflops", "training GMACs", -4),
-    *((key, name, digits) for key, (name, digits) in MEASURES.items()),
-    ("warnings", "warnings", None),
-]
+
+class Provenance(NamedTuple):
+    """Where the numbers come from: the commit, how to reproduce all of them, the command of each training."""
+
+    commit: str
+    instructions: str
+    commands: Mapping[Training, str]
 
 
 def study_content(
     table: pd.DataFrame,
-    curves: Mapping[Training, Mapping[str, pd.DataFrame]],
+    curves: Curves,
+    scalings: Sequence[Scaling],
     colors: Sequence[str],
     highlight: str,
     floors: Mapping[str, float],
-    resamplings: int,
 ) -> dict[str, Any]:
-    """What the page draws of the study.
-
-    Args:
-        table: as for `gat.report.draw_scaling`.
-        curves: of each training, frames with `step` and a column of the metric's name, by that name.
-        colors: from the smallest size to the largest.
-        highlight: colour of the model under test.
-        floors: names and FIDs of what no generator is expected to beat.
-        resamplings: behind the intervals.
-    """
-    costs = [_cost_content(Scaling.of(table, cost, resamplings)) | cost._asdict() for cost in COSTS]
+    """The study's numbers for the page; arguments as for `gat.report.figures.draw_scaling`, with all curves."""
     logged = {name for own in curves.values() for name in own}
     scaling = {
         "runs": list(dict.fromkeys(table.sort_values(["gmacs", "seed"]).run)),
-        "sizes": list(size_shades(study_of(table), colors)),
-        "colors": shades(table, colors, highlight),
+        "sizes": list(size_colors(study_of(table), colors)),
+        "colors": run_colors(table, colors, highlight),
         "rows": table.to_dict("records"),
-        "costs": costs,
+        "costs": [_cost_content(one) for one in scalings],
         "floors": dict(floors),
         "curves": [
-            {"run": training.run, "seed": training.seed}
-            | {name: [frame.step.tolist(), frame[name].tolist()] for name, frame in own.items()}
-            for training, own in curves.items()
+            {
+                **training._asdict(),
+                **{name: [own[:, 0].astype(int).tolist(), own[:, 1].tolist()] for name, own in named.items()},
+            }
+            for training, named in curves.items()
         ],
     }
     return {
         "scaling": scaling,
-        "facts": _facts(table, costs[0]["law"]),
-        "cost_names": [(i, cost.name) for i, cost in enumerate(COSTS)],
-        "metric_names": [(name, text) for name, text in METRICS.items() if name in logged],
-        "columns": [column for column in COLUMNS if column[0] in table and (table[column[0]] != "").any()],
+        "facts": _facts(table, scalings[0]),
+        "curve_columns": [column._asdict() for column in CURVES if column.key in logged],
     }
 
 
-def lead_of(table: pd.DataFrame, resolution: int) -> str:
-    """A sentence on what was run, on images of so many pixels."""
+def _facts(table: pd.DataFrame, scaling: Scaling) -> list[tuple[str, str]]:
+    """A few numbers for the head of the page, with their labels."""
+    facts = [(f"FID of {run}", mean_text(table.fid[table.run == run])) for run in smallest_and_largest(table)]
+    if scaling.law is not None:
+        facts.append((f"exponent of FID in {scaling.axis.name}", f"{scaling.law.exponent:.2f}".replace("-", "−")))
+    return [*facts, ("trainings" if len(table) > 1 else "training", str(len(table)))]
+
+
+def _cost_content(scaling: Scaling) -> dict[str, Any]:
+    law, forecast = scaling.law, scaling.forecast
+    means = [
+        {
+            "run": run,
+            "cost": float(cost),
+            "fid": float(fids.mean()),
+            "deviation": float(fids.std(ddof=1)) if len(fids) > 1 else None,
+            "seeds": len(fids),
+        }
+        for run, cost, fids in zip(*scaling.points, strict=True)
+    ]
+    drawn = None
+    if law is not None:
+        grid = scaling.grid
+        drawn = {"costs": grid.tolist(), "fids": law(grid).tolist(), "band": law.interval(grid).tolist()}
+    return scaling.axis._asdict() | {
+        "means": means,
+        "law": drawn,
+        "forecast": None if forecast is None else forecast._asdict(),
+        "text": law_text(scaling),
+    }
+
+
+def showcase_content(folders: Mapping[str, Path], table: pd.DataFrame) -> tuple[dict[str, Any], dict[str, Path]]:
+    """What the page shows of samples, and the files that it embeds.
+
+    Args:
+        folders: of each run what `stages/showcase.py` writes, in the order in which they are shown.
+        table: of all trainings; the best of the showcased ones that are small enough runs in the page.
+    """
+    if not folders:
+        return {"showcases": None, "live": None}, {}
+    showcases = {run: json.loads((folder / "showcase.json").read_text()) for run, folder in folders.items()}
+    assets = {
+        f"{run}/{path.name}": path
+        for run, folder in folders.items()
+        for path in sorted(folder.iterdir())
+        if path.suffix in TYPES
+    }
+    first, live = next(iter(showcases.values())), None
+    able = [run for run, shown in showcases.items() if shown["live"]]
+    best = table[table.run.isin(able) & (table.seed == first["seed"])].sort_values("fid").run
+    if len(best):
+        run = str(best.iloc[0])
+        shown = showcases[run]
+        assets["generator.onnx"] = folders[run] / "generator.onnx"
+        live = {"run": run, "side": shown["side"], "names": shown["all_names"], "noise": shown["noise"]}
+    content = {
+        "showcases": {run: shown | {"noise": None} for run, shown in showcases.items()},
+        "showcase_seed": first["seed"],
+        "exact": all(shown["exact"] for shown in showcases.values()),
+        "class_options": list(enumerate(first["names"])),
+        "inside_runs": [(run, run) for run in showcases],
+        "live": live,
+    }
+    return content, assets
+
+
+def about_content(params: Params, table: pd.DataFrame, provenance: Provenance) -> dict[str, Any]:
+    """What was trained, and how to do it again."""
+    return {
+        "title": f"Scaling transformer GANs on {plain_name(params.data.source)}",
+        "lead": _lead(table, params.data.resolution),
+        "commit": provenance.commit,
+        "instructions": provenance.instructions,
+        "params": as_yaml(params.model_dump(exclude={"compute"})),
+        "trainings": [
+            {**training._asdict(), "text": f"{command}\n\n{recipe_yaml(params.recipe(training.run))}"}
+            for training, command in provenance.commands.items()
+        ],
+    }
+
+
+def _lead(table: pd.DataFrame, resolution: int) -> str:
+    """A sentence on what was trained, on images of so many pixels."""
     study = table[table.run != MODEL]
     runs, seeds = study.run.nunique(), study.seed.nunique()
-    what = f"{runs} {'run' if runs == 1 else 'runs'} with {seeds} {'seed' if seeds == 1 else 'seeds'} each and a model"
+    what = f"{runs} run{'s' * (runs != 1)} × {seeds} seed{'s' * (seeds != 1)} and the" if runs else "The"
     steps = table.steps.dropna().unique()
-    length = f", trained for {int(steps[0]):,} steps" if len(steps) == 1 else ""
+    length = f" for {int(steps[0]):,} steps" if len(steps) == 1 else ""
     return (
-        f"{what if runs else 'A model'} under test{length}, on images of side {resolution} in the latent "
-        "space of an autoencoder. One step of a generator makes an image."
+        f"{what} model under test, trained{length} on {resolution} × {resolution} images in the latent space of a VAE. "
+        "The generator makes an image in one step."
     )
 
 
-def _facts(table: pd.DataFrame, law: Mapping[str, float] | None) -> list[dict[str, str]]:
-    """A few numbers for the head of the page."""
-    study, facts = study_of(table), []
-    runs = study.run.unique()
-    for run in dict.fromkeys([*runs[:1], *runs[-1:]]):
-        facts.append({"label": f"FID of {run}", "value": mean_text(study.fid[study.run == run])})
-    if law is not None:
-        exponent = f"{law['exponent']:.2f}".replace("-", "−")
-        facts.append({"label": f"exponent of FID in {COSTS[0].name}", "value": exponent})
-    facts.append({"label": "trainings" if len(table) > 1 else "training", "value": str(len(table))})
-    return facts
+def render_page(content: Mapping[str, Any], assets: Mapping[str, Path]) -> str:
+    """The page's HTML.
+
+    Args:
+        content: all that `page.html` and `page.js` read: that of the functions above, the `notes` on measurements, and
+            `ablations`, `sentences` and `analyses`, see `gat.report.ablations.summarize`.
+        assets: files by the names that `content` gives them; pictures and videos are embedded as they are, `.onnx`
+            compressed.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "ensure_ascii": False, "allow_nan": False}
+    encoded = {name: _encode(path) for name, path in sorted(assets.items())}
+    if any(name.endswith(".onnx") for name in assets):
+        for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm.gz"):
+            encoded[name] = _encode(VENDOR / name)
+    content = _finite(content)
+    return environment.get_template("page.html").render(
+        content=content,
+        columns=_filled(content["scaling"]["rows"]),
+        assets=encoded,
+        css=Markup((TEMPLATE / "page.css").read_text(encoding="utf-8")),
+        js=Markup((TEMPLATE / "page.js").read_text(encoding="utf-8")),
+        plotly=Markup((VENDOR / "plotly-basic.min.js").read_text(encoding="utf-8")),
+    )
+
+
+def _filled(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """The columns of which some training has a value."""
+    return [column for column in COLUMNS if any(row.get(column.key) not in (None, "") for row in rows)]
 
 
 def _finite(value: Any) -> Any:
@@ -118,61 +204,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(own) for own in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _cost_content(scaling: Scaling) -> dict[str, Any]:
-    points, law, grid, band, forecast = scaling
-    if law is not None and not all(map(np.isfinite, law)):  # runs of one cost
-        law = forecast = None
-    means = [
-        {
-            "run": run,
-            "cost": float(cost),
-            "fid": float(fids.mean()),
-            "deviation": float(fids.std(ddof=1)) if len(fids) > 1 else None,
-            "seeds": len(fids),
-        }
-        for run, cost, fids in zip(points.runs, points.costs, points.fids, strict=True)
-    ]
-    return {
-        "means": means,
-        "law": None if law is None else law._asdict() | {"grid": grid.tolist(), "fids": law(grid).tolist()},
-        "band": band.tolist(),
-        "forecast": None if forecast is None else forecast._asdict(),
-    }
-
-
-def render_page(content: Mapping[str, Any], assets: Mapping[str, Path]) -> str:
-    """The page's HTML.
-
-    Args:
-        content: what `page.html` and `page.js` read: that of `study_content`, and more by section.
-        assets: files by the names that `content` gives them; pictures and videos are embedded as they are, `.onnx`
-            compressed.
-    """
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["shown"] = _shown
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "ensure_ascii": False, "allow_nan": False}
-    encoded = {name: _encode(path) for name, path in sorted(assets.items())}
-    if any(name.endswith(".onnx") for name in assets):
-        for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm.gz"):
-            encoded[name] = _encode(VENDOR / name)
-    return environment.get_template("page.html").render(
-        content=_finite(content),
-        assets=encoded,
-        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        js=Markup((HERE / "page.js").read_text(encoding="utf-8")),
-        plotly=Markup((VENDOR / "plotly-basic.min.js").read_text(encoding="utf-8")),
-    )
-
-
-def _shown(value: object, digits: int | None) -> str:
-    """A cell of the table: a number with so many digits after the point, or significant ones if negative."""
-    if value is None or digits is None:
-        return "" if value is None else str(value)
-    return f"{value:.{digits}f}" if digits >= 0 else f"{value:.{-digits}g}"
 
 
 def _encode(path: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-// The page's figures and controls. `content` is what gat/page/__init__.py wrote, `asset` gives its files.
+// Figures and controls of the page. `content` is what gat/report/page.py wrote.
 
 const content = JSON.parse(document.getElementById("content").textContent);
 const { scaling, showcases, live } = content;
@@ -6,7 +6,7 @@ const byId = (id) => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
-// Files, decoded when they are needed
+// Embedded files, decoded on demand
 
 const assetTag = (name) => document.querySelector(`script[data-asset="${CSS.escape(name)}"]`);
 
@@ -34,7 +34,7 @@ function picture(name) {
   return pictures.get(name);
 }
 
-// Runs `work` once, when the element is about to be seen.
+// Runs `work` once, when the element is about to become visible.
 function whenSeen(element, work) {
   if (!element) return;
   const observer = new IntersectionObserver((entries) => {
@@ -54,7 +54,7 @@ const onChange = (id, work) => byId(id)?.addEventListener("input", work);
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const number = (value) => Number(value.toPrecision(4)).toString();
 
-// On a dark ground, sizes go from dark to light, so that the largest stands out there, too.
+// On a dark background, sizes go from dark to light, so that the largest stands out.
 function color(run) {
   const rank = scaling.sizes.indexOf(run);
   if (!dark.matches || rank < 0) return scaling.colors[run] ?? "#888888";
@@ -87,7 +87,7 @@ function layout(x, y, extra = {}) {
   };
 }
 
-const plots = []; // what to draw again when the colours change
+const plots = []; // to be drawn again when the color scheme changes
 function draw(element, make) {
   const render = () => Plotly.react(element, ...make(), { responsive: true, displayModeBar: false, showTips: false });
   whenSeen(element, () => {
@@ -106,9 +106,9 @@ function scalingFigure() {
   const traces = [];
   if (cost.law) {
     traces.push(
-      { x: cost.law.grid, y: cost.band[0], mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false },
-      { x: cost.law.grid, y: cost.band[1], mode: "lines", line: { width: 0 }, fill: "tonexty", fillcolor: translucent("#888888", 0.18), hoverinfo: "skip", showlegend: false },
-      { x: cost.law.grid, y: cost.law.fids, mode: "lines", line: { color: grey, dash: "dash", width: 1.5 }, hoverinfo: "skip", name: "law" },
+      { x: cost.law.costs, y: cost.law.band[0], mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false },
+      { x: cost.law.costs, y: cost.law.band[1], mode: "lines", line: { width: 0 }, fill: "tonexty", fillcolor: translucent("#888888", 0.18), hoverinfo: "skip", showlegend: false },
+      { x: cost.law.costs, y: cost.law.fids, mode: "lines", line: { color: grey, dash: "dash", width: 1.5 }, hoverinfo: "skip", name: "power law" },
     );
   }
   for (const run of scaling.runs) {
@@ -136,10 +136,10 @@ function scalingFigure() {
     const { run, predicted, low, high } = cost.forecast;
     const place = cost.means.find((entry) => entry.run === run).cost * 1.12;
     traces.push({
-      x: [place], y: [predicted], mode: "markers", name: `${run}, forecast from the others`,
+      x: [place], y: [predicted], mode: "markers", name: `${run}, predicted from the other runs`,
       marker: { symbol: "diamond-open", color: grey, size: 10, line: { width: 2 } },
       error_y: { type: "data", symmetric: false, array: [high - predicted], arrayminus: [predicted - low], color: grey, thickness: 1.2, width: 5 },
-      hovertemplate: `<b>${run}</b>, forecast from the others<br>FID ${number(predicted)} [${number(low)}, ${number(high)}]<extra></extra>`,
+      hovertemplate: `<b>${run}</b>, predicted from the other runs<br>FID ${number(predicted)} [${number(low)}, ${number(high)}]<extra></extra>`,
     });
   }
   const shapes = Object.values(scaling.floors).map((fid) => ({
@@ -151,26 +151,13 @@ function scalingFigure() {
   }));
   const fids = [...scaling.rows.map((row) => row.fid), ...Object.values(scaling.floors)];
   const range = [Math.log10(Math.min(...fids) / 1.6), Math.log10(Math.max(...fids) * 2)];
-  const unit = cost.column === "gmacs" ? "generator GFLOPs (2 × GMACs)" : cost.name;
-  byId("law").textContent = lawText(cost);
-  return [traces, layout(axis(unit, { type: "log", ...ticks }), axis("FID", { type: "log", range, ...ticks }), { shapes, annotations })];
-}
-
-function lawText({ law, forecast, name }) {
-  if (!law) return "A law needs three runs of the study.";
-  let text = `FID ≈ ${law.factor.toPrecision(3)} · C^${law.exponent.toFixed(2)}, C in ${name}; the exponent's 95 % interval is `
-    + `[${law.low.toFixed(2)}, ${law.high.toFixed(2)}], Pearson's r of the logarithms ${law.correlation.toFixed(3)}.`;
-  if (forecast) {
-    text += ` Without ${forecast.run} the law forecasts ${forecast.predicted.toPrecision(3)} `
-      + `[${forecast.low.toPrecision(3)}, ${forecast.high.toPrecision(3)}] for it; measured: ${forecast.measured.toPrecision(3)}.`;
-  }
-  return text;
+  byId("law").textContent = cost.text;
+  return [traces, layout(axis(cost.label, { type: "log", ...ticks }), axis("FID", { type: "log", range, ...ticks }), { shapes, annotations })];
 }
 
 function trainingFigure() {
-  const metric = byId("metric").value;
-  const logarithmic = ["fid", "grad_d", "grad_g", "r1", "r2"].includes(metric);
-  const name = byId("metric").selectedOptions[0].text;
+  const { key: metric, heading: name, logarithmic, explanation } = content.curve_columns[Number(byId("metric").value)];
+  byId("metric-explanation").textContent = `${name}: ${explanation}.`;
   const traces = [];
   for (const run of scaling.runs) {
     const curves = scaling.curves.filter((curve) => curve.run === run && curve[metric]);
@@ -205,10 +192,10 @@ function ablationsFigure() {
     marker: { color: shade, size: 9, symbol, opacity: 0.75 },
     hovertemplate: `<b>%{y}</b>, ${name}<br>FID %{x:.4~g}<extra></extra>`,
   });
-  const traces = [trace("baseline_fids", "the run that is changed", style("--soft"), "line-ns-open"), trace("fids", "ablation", scaling.colors.model, "circle")];
+  const traces = [trace("baseline_fids", "baseline", style("--soft"), "line-ns-open"), trace("fids", "ablation", scaling.colors.model, "circle")];
   return [traces, layout(axis("FID", { type: "log", ...ticks }), axis("", { autorange: "reversed", categoryarray: names, type: "category" }))];
 }
-if (content.ablations) draw(byId("ablations-plot"), ablationsFigure);
+if (byId("ablations-plot")) draw(byId("ablations-plot"), ablationsFigure);
 
 for (const element of document.querySelectorAll("[data-plot]")) {
   const { plot } = content.analyses[Number(element.dataset.plot)];
@@ -231,7 +218,7 @@ function settingOf(sweep) {
   return values[Math.min(Number(byId("explorer-value").value), values.length - 1)];
 }
 
-let asked = 0; // the latest drawing; an earlier one may wait longer for its pictures
+let asked = 0; // number of the latest drawing; an earlier one may finish loading its pictures later
 async function drawExplorer() {
   asked += 1;
   const own = asked;
@@ -288,16 +275,16 @@ if (showcases) {
     byId("levels").alt = `Level images of ${run}: ${shown.labels.length} samples, ${shown.levels} levels each`;
     const video = byId("walk");
     video.src = dataUrl(`${run}/walk.mp4`);
-    video.setAttribute("aria-label", `A walk through samples of ${run}`);
-    if (!still.matches) video.play().catch(() => {}); // some browsers want to be asked first
+    video.setAttribute("aria-label", `Interpolation between samples of ${run}`);
+    if (!still.matches) video.play().catch(() => {}); // some browsers block autoplay
     const neighbours = byId("neighbours");
     neighbours.closest("figure").hidden = !shown.neighbours.samples;
     if (shown.neighbours.samples) {
       neighbours.src = dataUrl(`${run}/neighbours.webp`);
       neighbours.alt = `Samples of ${run} and real images, each with its nearest training images`;
       const median = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
-      byId("distances").textContent = `Median distance to the nearest: samples ${median(shown.neighbours.samples).toFixed(2)}, `
-        + `reals to other reals ${median(shown.neighbours.reals).toFixed(2)}.`;
+      byId("distances").textContent = `Median distance to the nearest training image: samples ${median(shown.neighbours.samples).toFixed(2)}, `
+        + `real images (to other ones) ${median(shown.neighbours.reals).toFixed(2)}.`;
     }
     for (const id of ["levels", "neighbours"]) byId(id).classList.toggle("pixels", shown.side < 128);
   };
@@ -309,7 +296,7 @@ if (showcases) {
 
 if (live) {
   const status = byId("live-status");
-  const fresh = { a: null, b: null }; // noise drawn here, where it is not a seed's
+  const fresh = { a: null, b: null }; // random noise, where it is not that of a seed
   let session = null;
   let ort = null;
   let busy = false;
@@ -318,7 +305,7 @@ if (live) {
   const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
 
   async function load() {
-    status.textContent = "starting …";
+    status.textContent = "loading …";
     const script = new Blob([await bytes("ort.wasm.bundle.min.mjs")], { type: "text/javascript" });
     const url = URL.createObjectURL(script);
     ort = await import(url);
@@ -326,11 +313,11 @@ if (live) {
     ort.env.wasm.numThreads = 1;
     ort.env.wasm.wasmBinary = (await bytes("ort-wasm-simd-threaded.wasm.gz")).buffer;
     session = await ort.InferenceSession.create(await bytes("generator.onnx"), { executionProviders: ["wasm"] });
-    status.textContent = "running here";
+    status.textContent = "running in this browser";
     await generate();
   }
 
-  // One image at a time; of requests in between the last one counts.
+  // One image at a time; of the requests meanwhile, only the last one is served.
   async function generate() {
     if (!session) return;
     again = busy;
@@ -369,7 +356,7 @@ if (live) {
     const canvas = byId("live-canvas");
     if (canvas.width !== width) [canvas.width, canvas.height] = [width, height];
     canvas.getContext("2d").putImageData(image, 0, 0);
-    byId("live-time").textContent = `one image in ${(performance.now() - begin).toFixed(1)} ms`;
+    byId("live-time").textContent = `${(performance.now() - begin).toFixed(1)} ms per image`;
     canvas.dataset.count = Number(canvas.dataset.count ?? 0) + 1;
   }
 
@@ -385,11 +372,11 @@ if (live) {
     });
     byId(`live-new-${sample}`).addEventListener("click", () => {
       fresh[sample] = Float32Array.from(live.noise[0], normal);
-      seed.value = ""; // it is no seed's
+      seed.value = ""; // not that of a seed
       generate();
     });
   }
-  let walk = null; // the one that goes on, if any
+  let walk = null; // the running animation, if any
   byId("live-play").addEventListener("click", () => {
     const own = walk ? null : {};
     walk = own;
@@ -403,7 +390,7 @@ if (live) {
     requestAnimationFrame(step);
   });
   whenSeen(byId("live-canvas"), () => load().catch((error) => {
-    status.textContent = `This browser cannot run it: ${error.message}`;
+    status.textContent = `This browser cannot run the generator: ${error.message}`;
   }));
 }
 
