@@ -3,7 +3,7 @@
 python -m stages code
 
 Each file names every module of the project that its stage imports, however deep, with a hash of the module's syntax
-tree: without docstrings, comments and formatting. The other stages depend on these files, so that a changed constant
+tree: without docstrings, comments, formatting and the text of errors. The other stages depend on these files, so that a changed constant
 reruns what it decides, and a reworded comment nothing.
 """
 
@@ -58,7 +58,8 @@ def code_of(stage: str) -> str:
 def syntax(module: str) -> tuple[str, set[str]]:
     """Hash of a module's syntax tree, and the modules of the project that it imports, with their packages.
 
-    Docstrings, comments and formatting are not in the hash; it is the same under every version of Python.
+    Docstrings, comments, formatting and what errors say are not in the hash, which is the same under every version of
+    Python.
     """
     imports: list[str] = []
     tree = _plain(ast.parse(_file(module).read_bytes()), imports)
@@ -74,9 +75,9 @@ def _file(module: str) -> Path:
 
 
 def _plain(node: Any, imports: list[str]) -> Any:
-    """A syntax tree as nested lists, without empty fields, which newer versions of Python have more of.
+    """A syntax tree as nested lists, with neither docstrings nor what errors say; `imports` gets the names of imports.
 
-    The names that it imports are appended to `imports`.
+    Empty fields are left out: newer versions of Python have more of them.
     """
     if isinstance(node, list):
         return [_plain(item, imports) for item in node]
@@ -86,6 +87,8 @@ def _plain(node: Any, imports: list[str]) -> Any:
         imports += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     elif isinstance(node, ast.Import):
         imports += [alias.name for alias in node.names]
+    elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+        node.exc.args = []
     elif isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
         node.body = node.body[1:]
     fields = [(name, getattr(node, name, None)) for name in node._fields if name not in ("ctx", "kind")]

@@ -67,7 +67,7 @@ def train(params: Params, recipe: Recipe, training: Training, results: Results, 
         except FloatingPointError as error:
             kept = max(checkpoints.glob("step-*"), default="none")
             raise FloatingPointError(
-                f"{error}; latest checkpoint: {kept}. A lower train.learning_rate may help, or a larger loss.gamma"
+                f"{error}; latest checkpoint: {kept}. Try a lower train.learning_rate or a larger loss.gamma"
             ) from None
         if end_log is None:
             return

@@ -64,9 +64,7 @@ class Latents:
                 os.posix_fadvise(file.fileno(), position, moments[0].nbytes, os.POSIX_FADV_WILLNEED)
         for item, file, position in zip(moments, files, positions, strict=True):
             if os.preadv(file.fileno(), [item.data], position) != item.nbytes:
-                raise OSError(
-                    f"{file.name} is shorter than its header says; to write it again: dvc repro --force latents"
-                )
+                raise OSError(f"{file.name} is shorter than its header says; write it again: dvc repro --force latents")
         return moments
 
 

@@ -84,9 +84,11 @@ def train_classifier(
         ParamsError: there is only one class, or there are fewer than ten images.
     """
     if len(images.classes) < 2:
-        raise ParamsError("metrics.extractor: a classifier needs two classes or more; for one: inception")
+        raise ParamsError("metrics.extractor: a classifier needs at least two classes; use inception for one")
     if len(images) < 10:
-        raise ParamsError(f"metrics.extractor: a classifier needs ten images or more, not {len(images)}; or: inception")
+        raise ParamsError(
+            f"metrics.extractor: a classifier needs at least ten images, not {len(images)}; or use inception"
+        )
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(images))

@@ -64,7 +64,7 @@ def compute_reference(
         ParamsError: there is only one image.
     """
     if count < 2:
-        raise ParamsError(f"data.source: statistics need two images or more, not {count}")
+        raise ParamsError(f"data.source: statistics need at least two images, not {count}")
     kept = evenly_spaced(count, keep)
     total, products, rows = np.zeros(1), np.zeros(1), []
     for start, features in _local_batches(images, extract, count, batch_size, progress):

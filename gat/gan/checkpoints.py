@@ -41,7 +41,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[C
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            messages.append(f"checkpoint {path} is broken ({error}) and passed over")
+            messages.append(f"skipping checkpoint {path}, which cannot be read ({error})")
             continue
         return Checkpoint(int(metadata["step"]), tensors, json.loads(metadata["history"])), messages
     return None, messages

@@ -101,16 +101,14 @@ class Trainer:
     ) -> None:
         for network in (generator, discriminator):
             if network.config["levels"] != loss.levels.used:
-                raise ValueError(
-                    f"levels: {network.config['levels']} of a network are not {loss.levels.used} of the loss"
-                )
+                raise ValueError(f"levels: the network has {network.config['levels']}, the loss {loss.levels.used}")
         processes = accelerator.num_processes
         self.local_batch_size = train.batch_size // processes
         self.micro_batch = min(compute.micro_batch or self.local_batch_size, self.local_batch_size)
         if train.batch_size % processes or self.local_batch_size % self.micro_batch:
             raise ParamsError(
-                f"train.batch_size: {train.batch_size} does not divide into {processes} processes "
-                f"of micro-batches of {self.micro_batch} (compute.micro_batch)"
+                f"train.batch_size: {train.batch_size} is not a multiple of {processes} processes "
+                f"times compute.micro_batch ({self.micro_batch})"
             )
         self.accelerator, self.scaling_factor, self.seed = accelerator, scaling_factor, seed
         self.train, self.loss, self.compute = train, loss, compute
@@ -337,7 +335,7 @@ class _Log:
         row = dict(zip(names, values, strict=True))
         if not all(math.isfinite(value) for name, value in row.items() if not (name in GRADIENTS and self._scales)):
             raise FloatingPointError(
-                f"the training diverged in the {len(self._window)} steps to {step}: "
+                f"training diverged between steps {step - len(self._window)} and {step}: "
                 + ", ".join(f"{name} {value:.3g}" for name, value in row.items())
             )
         self.add({"step": step} | row)
