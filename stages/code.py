@@ -3,8 +3,8 @@
 python -m stages code
 
 Each file names every module of the project that its stage imports, however deep, with a hash of the module's syntax
-tree: without docstrings, comments, formatting and the text of errors. The other stages depend on these files, so that a changed constant
-reruns what it decides, and a reworded comment nothing.
+tree, in which docstrings, comments, formatting and the text of errors do not count. The other stages depend on these
+files: a changed constant reruns what it decides, a reworded comment nothing.
 """
 
 import ast
