@@ -59,11 +59,14 @@ def main(params: Params) -> None:
         text = scaling_page(table, scalings, floors, [note, "Made by `dvc repro`."])
         path.write_text(text, encoding="utf-8")
 
-    commands = {training: f"dvc repro {address(params, training, 'evaluate')}" for training in results}
-    instructions = "`make repro` runs the whole study, `dvc repro` only what has changed."
+    provenance = Provenance(
+        commit(),
+        {"make repro": "the whole study", "dvc repro": "only what has changed"},
+        {training: f"dvc repro {address(params, training, 'evaluate')}" for training in results},
+    )
     shown = {run: SHOWCASE / run for run in dict.fromkeys(table.run) if run in params.runs}
     content, assets = showcase_content(shown, table)
-    content |= about_content(params, table, Provenance(commit(), instructions, commands))
+    content |= about_content(params, table, provenance)
     content |= study_content(table, curves, scalings, *look)
     content |= {"notes": [note]} | ablations_content(params, table)
     with atomic_write(REPORTS / "index.html") as path:

@@ -219,11 +219,11 @@ def _steps(by_run: Runs, when: str) -> dict[str, Any]:
             claims.append(f"{compare(by_rule[1], by_rule[0]).claim_of_increase} for the {network}")
     text = (
         "Root-mean-square change of the generator's latents and of the discriminator's logits per optimizer step. The "
-        "paper scales the learning rate by 1/width so that it does not depend on the width."
+        "paper scales the learning rate by 1/width so that this change does not depend on the width."
     )
     if exponents:
         text += f" Exponents of a power law in width (0: independent of width): {'; '.join(exponents)}."
-        text += f" That it grows faster with width at a constant rate {'; '.join(claims)}."
+        text += f" Faster growth with width at a constant rate: {', '.join(claims)}."
     return {
         "title": f"Output change per step, {'at the start of training' if when == 'start' else 'later in training'}",
         "text": text,

@@ -47,7 +47,7 @@ def compare(sample: ArrayLike, baseline: ArrayLike) -> Comparison:
 
 
 def _standard_error(values: np.ndarray) -> float:
-    """Of the mean; NaN of a single value. (Importing scipy.stats, which has it, takes two seconds.)"""
+    """Of the mean; NaN of a single value. `scipy.stats.sem` is the same, but takes two seconds to import."""
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 

@@ -26,11 +26,11 @@ TYPES = {".webp": "image/webp", ".mp4": "video/mp4", ".png": "image/png"}
 
 
 class Provenance(NamedTuple):
-    """Where the numbers come from: the commit, how to reproduce all of them, the command of each training."""
+    """Where the numbers come from: the commit, commands with what they run, and the command of each training."""
 
     commit: str
-    instructions: str
-    commands: Mapping[Training, str]
+    commands: Mapping[str, str]
+    trainings: Mapping[Training, str]
 
 
 def study_content(
@@ -138,11 +138,11 @@ def about_content(params: Params, table: pd.DataFrame, provenance: Provenance) -
         "title": f"Scaling transformer GANs on {plain_name(params.data.source)}",
         "lead": _lead(table, params.data.resolution),
         "commit": provenance.commit,
-        "instructions": provenance.instructions,
+        "commands": provenance.commands,
         "params": as_yaml(params.model_dump(exclude={"compute"})),
         "trainings": [
             {**training._asdict(), "text": f"{command}\n\n{recipe_yaml(params.recipe(training.run))}"}
-            for training, command in provenance.commands.items()
+            for training, command in provenance.trainings.items()
         ],
     }
 

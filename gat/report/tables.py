@@ -38,7 +38,8 @@ def scaling_page(
         lines += ["## Differences between runs", "", markdown_table(headings, rows), ""]
         lines += ["A difference is beyond seed noise if it exceeds the sum of the standard errors of both means.", ""]
     if floors:
-        lines += [floors_text(floors), ""]
+        named = ", ".join(f"{name} {fid:.3g}" for name, fid in floors.items())
+        lines += [f"FID floors, which no generator is expected to beat: {named}.", ""]
     return "\n".join([*lines, *(f"{note}\n" for note in notes)])
 
 
@@ -75,11 +76,6 @@ def law_text(scaling: Scaling) -> str:
             f"[{forecast.low:.3g}, {forecast.high:.3g}] for it; measured: {forecast.measured:.3g}."
         )
     return text
-
-
-def floors_text(floors: Mapping[str, float]) -> str:
-    """FIDs that no generator is expected to beat."""
-    return f"FID floors, which no generator is expected to beat: {', '.join(f'{name} {fid:.3g}' for name, fid in floors.items())}."
 
 
 def measurement_note(extractor: Mapping[str, Any], samples: int) -> str:

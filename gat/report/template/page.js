@@ -356,7 +356,7 @@ if (live) {
     const canvas = byId("live-canvas");
     if (canvas.width !== width) [canvas.width, canvas.height] = [width, height];
     canvas.getContext("2d").putImageData(image, 0, 0);
-    byId("live-time").textContent = `${(performance.now() - begin).toFixed(1)} ms per image`;
+    byId("live-time").textContent = `· ${(performance.now() - begin).toFixed(1)} ms per image`;
     canvas.dataset.count = Number(canvas.dataset.count ?? 0) + 1;
   }
 
