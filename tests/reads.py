@@ -61,5 +61,5 @@ if __name__ == "__main__":
         read.clear()
         sys.argv[1:] = command.split()[1:]
         importlib.import_module(f"stages.{command.split()[0]}").main(params)
-        found[command] = sorted(key for key in read if not key.startswith("compute"))
+        found[command] = sorted(key for key in read if key and not key.startswith("compute"))
     print(json.dumps(found))
