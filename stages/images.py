@@ -23,7 +23,9 @@ def main(params: Params) -> None:
     if accelerator.is_main_process:
         print(f"{data.source}: {len(source.data):,} images of {len(source.classes):,} classes")
         show("left out", source.left_out)
-    folder = staging_dir("images", data.model_dump(exclude={"mirror"}), source.data._fingerprint, SOURCE.read_bytes())
+    cut = data.resolution, data.encoding, data.on_error
+    chosen = data.split, data.image_column, data.label_column
+    folder = staging_dir("images", chosen, cut, source.data._fingerprint, SOURCE.read_bytes())
     with exclusive(folder) as awaited:
         skipped = write_images(source, folder, data.resolution, data.encoding, data.on_error)
         publish(folder, IMAGES, keep=awaited())

@@ -9,14 +9,14 @@ longer names would make them differ between clones. DVC's cache keeps it.
 import shutil
 from pathlib import Path
 
-from gat.config import MODEL, Params
+from gat.config import Params
 from gat.files import write_json
 from stages import ABLATIONS, ANALYSES, RESULTS, SHOWCASE, TRAININGS
 
 
 def main(params: Params) -> None:
     """Run the stage."""
-    study = {training.folder for training in params.trainings} - {MODEL}
+    study = {f"{run}/seed-{seed}" for run in params.runs for seed in params.seeds}
     ablations = {training.folder for training in params.ablation_trainings}
     analyses = {f"{run}/seed-{seed}" for run in params.analyze.runs for seed in params.seeds}
     remove_others(RESULTS, study, "*/seed-*")

@@ -29,16 +29,10 @@ settings.register_profile("thorough", max_examples=2000, **FUZZ)
 settings.load_profile("default")
 
 TINY = {"width": 16, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8, "classes": 10}
-SLOW = ("test_graph.py", "test_study.py", "test_scale.py", "test_trust.py", "test_page.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=2, help="how often each stage is killed at a random moment")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no process of several is alone with them at the end."""
-    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """A copy of the project in which commands are typed."""
 
-import json
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import yaml
+from dvc.repo import Repo
 
 ROOT = Path(__file__).parent.parent
 SOURCES = (
@@ -71,10 +71,13 @@ class Project:
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
-    def would_run(self) -> list[str]:
-        """The stages of dvc.yaml that DVC finds changed, with all that follows; without `source`, which always runs."""
-        changed = json.loads(self.type("dvc", "status", "--json", "dvc.yaml").stdout)
-        return sorted(changed.keys() - {"source"})
+    def would_run(self, code: bool = False, graph: str = "dvc.yaml") -> list[str]:
+        """The stages of a graph that DVC finds changed, but for those that always run; of changed code after `code`."""
+        if code:
+            self.type("python", "-m", "stages", "code")
+        with Repo(str(self.folder)) as repo:
+            changed = repo.status(targets=[graph])
+        return sorted(changed.keys() - {"source", "code", "ablations/dvc.yaml:summary"})
 
     def params(self) -> dict:
         """The content of params.yaml."""
@@ -102,16 +105,21 @@ class Project:
 
 
 def ran(output: str) -> list[str]:
-    """The stages that ran, but for `source`, which always does."""
+    """The stages that ran, but for those that always do."""
     return [
         line.split("'")[1]
         for line in output.splitlines()
-        if line.startswith("Running stage '") and "'source'" not in line
+        if line.startswith("Running stage '") and line.split("'")[1] not in ("source", "code")
     ]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def cached_files(project: Project) -> dict[str, bytes]:
+    """The files of DVC's cache, whose names are their hashes."""
+    return contents(project.folder / ".dvc/cache/files/md5")
 
 
 def without_commit(page: bytes) -> bytes:
