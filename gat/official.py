@@ -1,6 +1,6 @@
-"""Loads networks of the paper's release; their sizes are inferred from the shapes of their weights.
+"""Converts checkpoints of the paper's release; network sizes are inferred from the shapes of the weights.
 
-python -m gat.official CHECKPOINT.pt OUT/ turns a checkpoint into a pipeline folder, with Stable Diffusion's VAE.
+python -m gat.official CHECKPOINT.pt OUT/          (writes a pipeline folder, with Stable Diffusion's VAE)
 """
 
 import argparse
@@ -18,9 +18,9 @@ from gat.gan.networks import Discriminator, Generator
 from gat.release.pipeline import GATPipeline
 from gat.sizes import SIZES
 
-VAE = "stabilityai/sd-vae-ft-ema"  # with which the release samples
+VAE = "stabilityai/sd-vae-ft-ema"  # which the release samples with
 
-_TABLES = "feat_rope."  # which follow from the sizes
+_ROPE = "feat_rope."  # tables that the sizes determine
 
 
 def _depth(state: dict[str, Tensor], blocks: str = "blocks.") -> int:
@@ -28,7 +28,11 @@ def _depth(state: dict[str, Tensor], blocks: str = "blocks.") -> int:
 
 
 def load_generator(state_dict: dict[str, Tensor], heads: int) -> Generator:
-    """`Generator` with the weights of the release's; KeyError or RuntimeError on missing or unknown names."""
+    """A `Generator` with weights of the release.
+
+    Raises:
+        KeyError, RuntimeError: weights are missing or unknown.
+    """
     classes, width = state_dict["w_avg"].shape
     channels, patch = state_dict["x_embedder.proj.weight"].shape[1:3]
     generator = Generator(
@@ -41,15 +45,21 @@ def load_generator(state_dict: dict[str, Tensor], heads: int) -> Generator:
         classes=classes,
         levels=_depth(state_dict, "final_layers."),
     )
-    unused = (_TABLES, "x_embedder.")  # the release multiplies the latter's output by zero
+    unused = (_ROPE, "x_embedder.")  # the release multiplies its output by zero
     generator.load_state_dict({name: t for name, t in state_dict.items() if not name.startswith(unused)})
     return generator
 
 
 def load_discriminator(state_dict: dict[str, Tensor], heads: int, channels: int = 4) -> Discriminator:
-    """`Discriminator` with the weights of the release's; KeyError or RuntimeError on missing or unknown names.
+    """A `Discriminator` with weights of the release.
 
-    `channels` is those of one latent, which the stacked levels do not tell.
+    Args:
+        state_dict: the weights.
+        heads: number of attention heads.
+        channels: of one latent; the weights show only those of all levels together.
+
+    Raises:
+        KeyError, RuntimeError: weights are missing or unknown.
     """
     width, stacked, patch, _ = state_dict["x_embedder.proj.weight"].shape
     repa = state_dict.get("proj.4.weight")
@@ -66,42 +76,42 @@ def load_discriminator(state_dict: dict[str, Tensor], heads: int, channels: int 
         repa_dim=None if repa is None else len(repa),
         projector_dim=2048 if repa is None else repa.shape[1],
     )
-    discriminator.load_state_dict({name: t for name, t in state_dict.items() if not name.startswith(_TABLES)})
+    discriminator.load_state_dict({name: t for name, t in state_dict.items() if not name.startswith(_ROPE)})
     return discriminator
 
 
 def head_count(state_dict: dict[str, Tensor]) -> int:
-    """Number of heads of a network of the release, inferred from q_norm.
+    """Number of attention heads of a network of the release: its width over the size of q_norm's weight.
 
     Raises:
-        ValueError: there are none, or they do not fit.
+        ValueError: one of the two is missing, or the quotient is no integer.
     """
     weight, norm = (state_dict.get(f"blocks.0.attn.{name}.weight") for name in ("proj", "q_norm"))
     if weight is None or norm is None or len(weight) % len(norm):
-        raise ValueError("its weights blocks.0.attn.q_norm and .proj are missing or odd")
+        raise ValueError("blocks.0.attn.proj.weight or q_norm.weight is missing, or their sizes do not fit")
     return len(weight) // len(norm)
 
 
 def size_name(generator: Generator) -> str:
-    """The paper's name of a generator's size, such as XL/2, or its width, depth and heads."""
-    config = generator.config
-    size = (config["depth"], config["width"], config["heads"])
-    names = [name for name, known in SIZES.items() if known == size]
-    name = names[0] if names else f"width {size[1]}, depth {size[0]}, {size[2]} heads, patch "
-    return f"{name}/{config['patch']}" if names else f"{name}{config['patch']}"
+    """The paper's name of a generator's size, such as XL/2, or its width, depth, heads and patch."""
+    depth, width, heads, patch = (generator.config[key] for key in ("depth", "width", "heads", "patch"))
+    for name, size in SIZES.items():
+        if size == (depth, width, heads):
+            return f"{name}/{patch}"
+    return f"width {width}, depth {depth}, {heads} heads, patch {patch}"
 
 
 def read_checkpoint(path: str | Path, weights: str = "ema") -> dict[str, Tensor]:
-    """The weights of one network of a checkpoint that the release's training saved.
+    """The weights of one network in a checkpoint of the release's training.
 
-    Nothing in the file is executed: only tensors and the options of the training are allowed in it.
+    The file may hold only tensors, plain values and the training's options; no code in it is executed.
 
     Args:
-        path: the file.
+        path: the `.pt` file.
         weights: `ema`, `generator` or `discriminator`.
 
     Raises:
-        ValueError: there are no such weights in it, or it holds objects of other kinds.
+        ValueError: the file is broken, has no such weights, or holds other objects.
     """
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
@@ -118,22 +128,22 @@ def read_checkpoint(path: str | Path, weights: str = "ema") -> dict[str, Tensor]
 
 
 def convert(checkpoint: str | Path, out: str | Path, vae: str | Path = VAE, weights: str = "ema") -> GATPipeline:
-    """Write the pipeline folder of a checkpoint of the release, and return the pipeline.
+    """Write a checkpoint of the release as a pipeline folder, and return the pipeline.
 
     Args:
-        checkpoint: a `.pt` that the release's training saved.
+        checkpoint: a `.pt` file of the release's training.
         out: the folder to write.
         vae: a hub id or a folder in diffusers' format.
         weights: `ema` or `generator`.
 
     Raises:
-        ValueError: the checkpoint has no such weights, or they are not a generator's of the release.
+        ValueError: the checkpoint has no such weights, or they do not fit the generator.
     """
     state = read_checkpoint(checkpoint, weights)
     try:
         generator = load_generator(state, head_count(state)).eval()
     except (KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{checkpoint} is no generator of the release: {error}") from None
+        raise ValueError(f"{checkpoint} holds no generator of the release: {error}") from None
     autoencoder = AutoencoderKL.from_pretrained(vae)
     names = imagenet_names() if generator.config["classes"] == 1000 else None
     pipeline = GATPipeline(generator, autoencoder, names)

@@ -1,8 +1,8 @@
-"""A trained model as a folder to give away: runs/…/pipeline, results/… -> exports/…. Not in the graph.
+"""A trained model as a folder to publish: runs/…/generator, data/, results/… -> exports/…. Not in the graph.
 
 python -m stages export RUN SEED [--push-to-hub USER/NAME [--public]]          (`model` needs no seed)
 
-The pipeline with the code that it needs, a model card, samples and metrics; uploaded where asked.
+The folder has the pipeline with its code, a model card, samples and metrics; `--push-to-hub` uploads it.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from stages.package import package
 def main(params: Params) -> None:
     """Run the stage."""
     parser = argparse.ArgumentParser(prog="python -m stages export")
-    parser.add_argument("run", help=f"of the study, or {MODEL}")
-    parser.add_argument("seed", nargs="?", default="", help="of the training")
-    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload to this repository of the hub")
-    parser.add_argument("--public", action="store_true", help="if the repository is new: for all to see")
+    parser.add_argument("run", help=f"a run of the study or an ablation, or {MODEL}")
+    parser.add_argument("seed", nargs="?", default="", help="the training's seed")
+    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload the folder to this hub repository")
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
     arguments = parser.parse_args()
     training = parse_training(params, arguments.run, arguments.seed)
     check(params, training)
@@ -54,19 +54,21 @@ def main(params: Params) -> None:
 
 
 def check(params: Params, training: Training) -> None:
-    """Whether the training is one of the study, made here, by the code and the params of now.
+    """Check that the training is of the study and was run here, with the current code and params.
 
     Raises:
-        ParamsError: it is not; a card would say what is not so.
+        ParamsError: it was not; its model card would be wrong.
     """
     known = [other for other in (*params.trainings, *params.ablation_trainings) if other.run == training.run]
     if training not in known:
         raise ParamsError(f"seed: {training.seed} is not allowed; allowed: {', '.join(str(t.seed) for t in known)}")
     if params.recipe(training.run).run.pretrained is not None:
-        raise ParamsError(f"run: {training.run} is pretrained; what is exported was trained here")
+        raise ParamsError(
+            f"run: {training.run} is not allowed, since it is pretrained; allowed: runs that are trained here"
+        )
     stages = [address(params, training, stage) for stage in ("train", "evaluate")]
     subprocess.run(["dvc", "repro", "--quiet", "--single-item", "code"], check=True)
     command = ["dvc", "status", "--json", *stages]
     changed = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     if changed:
-        raise ParamsError(f"run: {', '.join(changed)} would run again; first: dvc repro {stages[-1]}")
+        raise ParamsError(f"run: {', '.join(changed)} out of date; first run: dvc repro {stages[-1]}")

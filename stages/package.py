@@ -1,4 +1,4 @@
-"""A trained model as a diffusers pipeline, with the code that it needs: runs/…/generator, data/vae -> runs/…/pipeline.
+"""A trained generator and the VAE as a diffusers pipeline: runs/…/generator, data/ -> runs/…/pipeline.
 
 python -m stages package RUN SEED          (`model` needs no seed)
 """
@@ -24,7 +24,7 @@ def main(params: Params) -> None:
 
 
 def package(params: Params, training: Training, target: Path) -> None:
-    """Write a training's pipeline folder; a pretrained one keeps its own VAE and class names."""
+    """Write a training's pipeline folder with its own code; a pretrained run keeps its VAE and class names."""
     pretrained = params.run(training.run).pretrained
     if pretrained is None:
         generator = Generator.from_pretrained(RUNS / training.folder / "generator")

@@ -1,4 +1,4 @@
-"""A trained model as a diffusers pipeline: class labels in, images out, in one step."""
+"""A trained model as a diffusers pipeline: from class labels to images in one step."""
 
 import difflib
 import json
@@ -17,19 +17,19 @@ from gat.gan.networks import Z_DIM, Generator
 from gat.release.standalone import write_standalone
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-FETCHING = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 class GATPipeline(DiffusionPipeline):
-    """Class-conditional images in one step: `GATPipeline.from_pretrained(folder)(class_labels=[207])`.
+    """Class-conditional generation in one step: `GATPipeline.from_pretrained(folder)(class_labels=[207])`.
 
     Args:
-        generator: of latents.
-        vae: their decoder.
-        classes: names by label; None: those of the pipeline that the generator was in before, if any.
+        generator: `Generator` of latents.
+        vae: the autoencoder whose decoder turns latents into images.
+        classes: class names by label; None: those of the pipeline that the generator was part of before, if any.
     """
 
-    # Any model, since a folder's generator is of the class in its own file. diffusers 0.35 understands `Optional` only.
+    # `ModelMixin`, since a folder's generator is of the class in its own file; `Optional`, for diffusers 0.35.
     def __init__(
         self,
         generator: ModelMixin,
@@ -39,17 +39,20 @@ class GATPipeline(DiffusionPipeline):
         super().__init__()
         if classes is None:
             classes = getattr(generator, "class_names", None)
-        generator.class_names = classes  # so that `GATPipeline(**pipeline.components)` knows them
+        generator.class_names = classes  # which `GATPipeline(**pipeline.components)` reads
         self.register_modules(generator=generator, vae=vae)
         self.register_to_config(classes=classes)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write a folder that also carries the code that it needs, as diffusers' custom components.
+        """Write a folder that carries its own code, as custom components of diffusers.
 
-        `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` then needs torch and diffusers alone.
+        `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` then needs only torch and diffusers.
+
+        Raises:
+            ValueError: `push_to_hub` is set, which would upload the folder before its code is in it.
         """
         if push_to_hub:
-            raise ValueError("push_to_hub: after save_pretrained, call pipeline.push_to_hub(repo_id)")
+            raise ValueError("push_to_hub: True is not allowed; instead call pipeline.push_to_hub(repo_id)")
         super().save_pretrained(save_directory, *args, **kwargs)
         folder = Path(save_directory)
         code = {
@@ -58,23 +61,23 @@ class GATPipeline(DiffusionPipeline):
         }
         for path in (folder / self.config_name, folder / "generator/config.json", folder / "vae/config.json"):
             config = json.loads(path.read_text()) | (code if path.name == self.config_name else {})
-            config.pop("_name_or_path", None)  # where this machine had it
+            config.pop("_name_or_path", None)  # a path of this machine
             path.write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(
         cls, source: str | Path, generator: Generator | None = None, vae: AutoencoderKL | None = None, **kwargs: Any
     ) -> Self:
-        """Load a folder or a repository of the hub with the code at hand, not with the one that it carries.
+        """Load a folder or a hub repository with the installed code; the code in the folder is not executed.
 
         Args:
-            source: what `save_pretrained` wrote, or the name of a repository.
-            generator: instead of the source's.
-            vae: instead of the source's.
-            **kwargs: of diffusers' models: `torch_dtype`, `variant`, `revision`, `token`, …
+            source: a folder that `save_pretrained` wrote, or the name of a hub repository.
+            generator: replaces the source's.
+            vae: replaces the source's.
+            **kwargs: passed to `ModelMixin.from_pretrained`: `torch_dtype`, `variant`, `revision`, `token`, …
         """
         kwargs.pop("trust_remote_code", None)
-        fetching = {key: kwargs[key] for key in FETCHING if key in kwargs}
+        fetching = {key: kwargs[key] for key in DOWNLOAD_OPTIONS if key in kwargs}
         classes = cls.load_config(source, **fetching)["classes"]
         generator = generator or Generator.from_pretrained(source, subfolder="generator", **kwargs)
         return cls(generator, vae or AutoencoderKL.from_pretrained(source, subfolder="vae", **kwargs), classes)
@@ -90,21 +93,22 @@ class GATPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any, ...]:
-        """Images of some labels.
+        """Generate images.
 
         Args:
-            class_labels: names of classes, or integers from 0 to the number of classes − 1.
-            truncation_psi: 0 (off; in StyleGAN 1) to 1, towards its class's mean style: less variety, fewer failures.
-            guidance_scale: above 1, away from the mean style of all classes.
-            num_images_per_label: how many of each, one after the other.
-            generator: random state, or one for each image.
+            class_labels: class names, or integers from 0 to the number of classes − 1.
+            truncation_psi: moves the style towards its class's mean, from 0 (off; StyleGAN's ψ = 1) to 1 (the mean):
+                less variety, fewer failures.
+            guidance_scale: above 1 it moves the style away from the mean over all classes; 1 is off.
+            num_images_per_label: images of each label, one after the other.
+            generator: random number generator, or a list with one for each image.
             output_type: `pil`, `np` (float (B, H, W, 3) in [0, 1]), `pt` (the same as a tensor (B, 3, H, W)) or
                 `latent` ((B, C, h, w), scaled).
             return_dict: whether to return an `ImagePipelineOutput` or a tuple.
 
         Raises:
-            ValueError: there is no label or no such class, generators and images differ in number, or an argument is
-                out of its range.
+            ValueError: a label is unknown or there is none, the list of generators has another length than the images,
+                or an argument is out of its range.
         """
         labels = self._labels(class_labels, num_images_per_label)
         if output_type not in OUTPUT_TYPES:
@@ -112,7 +116,9 @@ class GATPipeline(DiffusionPipeline):
         if not 0 <= truncation_psi <= 1:
             raise ValueError(f"truncation_psi: {truncation_psi} is not allowed; allowed: 0 to 1")
         if isinstance(generator, list) and len(generator) != len(labels):
-            raise ValueError(f"generator: {len(generator)} of them are not one for each of {len(labels)} images")
+            raise ValueError(
+                f"generator: a list of {len(generator)} is not allowed; allowed: one for each of {len(labels)} images"
+            )
         device, dtype = self.generator.w_avg.device, self.generator.dtype
         z = randn_tensor((len(labels), Z_DIM), generator=generator, device=device, dtype=dtype)
         latents = self.generator(z, torch.tensor(labels, device=device), truncation_psi, guidance_scale)
@@ -125,19 +131,20 @@ class GATPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _labels(self, class_labels: int | str | Sequence[int | str], each: int) -> list[int]:
-        """Labels of all images."""
+        """The label of each image."""
         count, names = self.generator.config["classes"], self.config.classes or []
         wanted = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
         labels = []
         for label in wanted:
             if isinstance(label, str):
                 if label not in names:
-                    near = difflib.get_close_matches(label, names, n=5) or names[:5] or ["integers; it has no names"]
-                    raise ValueError(f"class_labels: {label!r} is not allowed; allowed are names such as {near}")
+                    near = difflib.get_close_matches(label, names, n=5) or names[:5]
+                    allowed = f"names such as {near}" if names else "integers, since the classes have no names"
+                    raise ValueError(f"class_labels: {label!r} is not allowed; allowed: {allowed}")
                 label = names.index(label)
             if not 0 <= label < count:
                 raise ValueError(f"class_labels: {label} is not allowed; allowed: 0 to {count - 1}")
             labels += [int(label)] * each
         if not labels:
-            raise ValueError("class_labels, num_images_per_label: at least one image is needed")
+            raise ValueError("class_labels, num_images_per_label: 0 images are not allowed; allowed: 1 or more")
         return labels

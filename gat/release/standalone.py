@@ -1,4 +1,4 @@
-"""The code that a model's folder carries, so that it loads where this package is not installed."""
+"""Single-file copies of the code of a pipeline, for folders that load where this package is not installed."""
 
 import hashlib
 import inspect
@@ -11,10 +11,10 @@ IMPORT = re.compile(rf"^from ({PACKAGE}\.[\w.]+) import (?:\([^)]*\)|[^(\n]*)\n"
 
 
 def standalone(cls: type) -> str:
-    """The source of a class's module and, before it, of what that imports from this package: as one file.
+    """The source of a class's module, preceded by all modules of this package that it imports, as one file.
 
-    One, since diffusers fetches a single file of code for each component. Names must be imported one by one
-    (`from gat.gan.ops import rotate`). Of a class that came out of such a file, it is that file again.
+    diffusers fetches a single file of code for each component. The modules must import names, not modules
+    (`from gat.gan.ops import rotate`). A class that was loaded from such a file gives that file again.
     """
     sources: dict[str, str] = {}
 
@@ -32,10 +32,10 @@ def standalone(cls: type) -> str:
 
 
 def write_standalone(folder: Path, name: str, cls: type) -> list[str]:
-    """Write a class's standalone code into a folder; returns what diffusers' indices say: the module, and the class.
+    """Write a class's standalone code into a folder and return [module, class], as diffusers' index files name it.
 
-    The file's name has a hash of its content: diffusers keeps the code of all folders under their files' names alone,
-    and would give a model that was loaded before the code of one that is loaded after it.
+    The file's name has a hash of its content, because diffusers caches code by file name: the code of a folder would
+    replace that of another one loaded before.
     """
     source = standalone(cls).encode()
     module = f"{name}_{hashlib.blake2b(source, digest_size=6).hexdigest()}"
