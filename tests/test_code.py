@@ -1,4 +1,4 @@
-"""What makes a stage run again: changed code does, changed words do not; and it reads no key that it does not declare."""
+"""What makes a stage run again: changed code does, changed words do not. And stages declare the keys that they read."""
 
 import ast
 import json
@@ -31,7 +31,7 @@ CHANGES = [
     ("gat/gan/training.py", "training diverged between", "it diverged between", set()),  # the text of an error
     ("gat/config.py", "    bootstrap: PositiveInt\n", "    bootstrap: PositiveInt\n    dots: int = 0\n", set()),
     ("gat/gan/noise.py", "SIGMA_MIN = 0.01", "SIGMA_MIN = 0.02", TRAIN),
-    ("gat/gan/training.py", "        self._update_w_avg()\n        self._update_ema()", "        self._update_ema()\n        self._update_w_avg()", TRAIN),
+    ("gat/gan/training.py", "w_avg()\n        self._update_ema()", "ema()\n        self._update_w_avg()", TRAIN),
     ("gat/gan/losses.py", "repa_weight: float = 1.0", "repa_weight: float = 2.0", TRAIN),
     ("gat/sizes.py", "HEAD_SIZE = 64", "HEAD_SIZE = 32", None),  # read by way of gat/config.py
     ("gat/release/standalone.py", "digest_size=6", "digest_size=8", PACKAGE | SHOWCASE),

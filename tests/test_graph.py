@@ -1,6 +1,5 @@
 """The graph itself, in a copy of the project, on a profile small enough for minutes: what a user types."""
 
-import ast
 import io
 import json
 import os
@@ -23,10 +22,11 @@ from project import Project, ran, wait_for_end, without_commit
 
 from gat.release.pipeline import GATPipeline
 
-TRAIN, EVALUATE = "train-model", "evaluate-model"
-STUDY = [f"{run}-{seed}" for run in ("B-2", "B-4", "S-2") for seed in (0, 1)]
+MODEL = ["train-model", "evaluate-model", "package-model"]
+STAGES, RUNS = ("train", "evaluate", "package"), ("B-2", "B-4", "S-2")
+STUDY = [f"{run}-{seed}" for run in RUNS for seed in (0, 1)]
 KEPT = ("ablations.md", "ablations.png", "samples.png", "scaling.csv", "scaling.md", "scaling.png")  # in git
-WEIGHTS = "pipeline/generator/diffusion_pytorch_model.safetensors"
+WEIGHTS = "generator/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -34,112 +34,60 @@ def project(finished, tmp_path_factory) -> Project:
     return finished.duplicate(tmp_path_factory.mktemp("clone") / "project")
 
 
+def stages_of(*names: str) -> list[str]:
+    """Stages of all trainings of dvc.yaml."""
+    return [*(f"{name}-model" for name in names), *(f"{name}@{training}" for name in names for training in STUDY)]
+
+
 def test_repro_runs_every_stage_and_says_how_long_each_took(finished):
     output = (finished.folder / "output.txt").read_text()
     assert [line for line in output.splitlines() if re.match(r"(model|images|B-4-1): \d+ s$", line)]
-    stages = ["source", "images", "extractor", "reference", "vae", "latents", "floors", "report", TRAIN, EVALUATE]
-    stages += [f"{stage}@{training}" for stage in ("train", "evaluate") for training in STUDY]
-    stages += [f"showcase@{run}" for run in ("B-2", "B-4", "S-2")]
+    stages = ["source", "code", "tidy", "images", "extractor", "reference", "vae", "latents", "floors", "report"]
+    stages += stages_of("train", "evaluate", "package") + [f"showcase@{run}" for run in RUNS]
     locked = yaml.safe_load((finished.folder / "dvc.lock").read_text())["stages"]
     assert sorted(locked) == sorted(stages)
 
 
-def test_repro_makes_the_figure_and_the_tables(project):
-    table = pd.read_csv(project.folder / "reports/scaling.csv")
-    trainings = [(run, seed) for run in ("B-2", "B-4", "S-2") for seed in (0, 1)]
+def test_repro_makes_the_figure_and_the_tables_and_then_nothing(finished):
+    table = pd.read_csv(finished.folder / "reports/scaling.csv")
+    trainings = [(run, seed) for run in RUNS for seed in (0, 1)]
     assert sorted(zip(table.run, table.seed, strict=True)) == [*trainings, ("model", 0)]
-    columns = {"width", "depth", "patch", "params", "gmacs", "train_gflops", "gap", "images_per_second"}
+    columns = {"width", "depth", "patch", "params", "gmacs", "training_gmacs", "gap"}
     assert columns | {"fid", "kid", "precision", "recall", "spread", "recognized"} <= {*table.columns}
     assert (table.fid > 0).all()
     assert table.groupby("run").fid.nunique().to_dict() == {"B-2": 2, "B-4": 2, "S-2": 2, "model": 1}
-    assert (project.folder / "reports/scaling.png").stat().st_size > 20_000
-    assert "| B-4" in (project.folder / "reports/scaling.md").read_text()
-    kept = project.type("git", "ls-files", "reports").stdout.split()
+    assert (finished.folder / "reports/scaling.png").stat().st_size > 20_000
+    assert "| B-4" in (finished.folder / "reports/scaling.md").read_text()
+    kept = finished.type("git", "ls-files", "reports").stdout.split()
     assert kept == [f"reports/{name}" for name in KEPT]
+    assert finished.would_run() == []
 
 
-def test_repro_again_runs_nothing(project):
-    assert ran(project.type("dvc", "repro").stdout) == []
-    assert project.would_run() == []
+# A key, its new value, and the stages that then run. The report shows all keys but those of `compute`.
+CHANGED = [
+    ("report.highlight", "#00ff00", ["report"]),
+    ("train.learning_rate", 1e-3, [*stages_of("train"), "report"]),
+    ("model.width", 20, [*MODEL, "report"]),
+    ("study.S-2.width", 4, [f"{stage}@S-2-{i}" for stage in STAGES for i in (0, 1)] + ["report"]),
+    ("metrics.labels", "uniform", ["reference", "report"]),
+    ("evaluate.samples", 300, ["floors", *stages_of("evaluate"), "report"]),
+    ("seeds", [0, 1, 5], ["tidy", *(f"{stage}@{run}-5" for stage in STAGES for run in RUNS), "report"]),
+    ("seeds", [1], ["tidy", *(f"showcase@{run}" for run in RUNS), "report"]),
+    ("runs", ["S-2", "B-4"], ["tidy", "report"]),
+    ("compute.micro_batch", 8, []),
+]
 
 
-def test_bytecode_is_no_change_of_the_code(project):
-    compiled = project.folder / "gat/gan/__pycache__/losses.cpython-311.pyc"
-    compiled.parent.mkdir(exist_ok=True)
-    before = compiled.read_bytes() if compiled.exists() else b""
-    compiled.write_bytes(before + b"other")
-    assert project.would_run() == []
-    compiled.unlink()
-
-
-def test_a_change_reruns_what_depends_on_it_alone(project):
-    """A plot's colour the report; the learning rate all trainings and no latents; a new seed its own trainings.
-
-    The report shows all params but `compute`, and depends on them.
-    """
+@pytest.mark.parametrize(("key", "value", "stages"), CHANGED)
+def test_a_key_reruns_what_depends_on_it_alone(key, value, stages, project):
     params = (project.folder / "params.yaml").read_text()
-    trainings = [TRAIN, *(f"train@{training}" for training in STUDY)]
-    new = [f"{stage}@{run}-5" for stage in ("train", "evaluate") for run in ("B-2", "B-4", "S-2")]
-    for key, value, stages in (
-        ("report.highlight", "#00ff00", ["report"]),
-        ("train.learning_rate", 1e-3, [*trainings, "report"]),
-        ("model.width", 20, [TRAIN, "report"]),
-        ("study.S-2.width", 4, ["train@S-2-0", "train@S-2-1", "report"]),
-        ("metrics.labels", "uniform", ["reference", "report"]),
-        ("evaluate.samples", 300, [EVALUATE, "floors", "report", *(f"evaluate@{training}" for training in STUDY)]),
-        ("seeds", [0, 1, 5], [*new, "report"]),
-        ("seeds", [1], ["report", *(f"showcase@{run}" for run in ("B-2", "B-4", "S-2"))]),
-        ("runs", ["S-2", "B-4"], ["report"]),
-        ("compute.compile", "blocks", []),
-    ):
-        project.set(key, value)
-        assert project.would_run() == sorted(stages), key
-        (project.folder / "params.yaml").write_text(params)
-    assert project.would_run() == []
-
-
-# What a stage reads is its deps and params; how it writes and on which machine decides no result.
-NO_DEPS = {"gat.config", "gat.files", "gat.runtime"}
-READERS = {"images": set(), "latents": {"data/images.py", "seeds.py"}, "train": {"data/images.py", "data/shards.py"}}
-READERS["analyze"] = READERS["train"]
-
-
-def imported(path: Path) -> set[Path]:
-    """The files of gat/ that a file imports."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("gat") and node.module not in NO_DEPS:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    paths = [ROOT / name.replace(".", "/") for name in names]
-    files = {file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")}
-    return {file for file in files if file.exists()}
-
-
-STAGES = ["source", "images", "extractor", "reference", "vae", "latents", "floors", "train", "evaluate", "showcase"]
+    project.set(key, value)
+    changed = project.would_run()
+    (project.folder / "params.yaml").write_text(params)
+    assert changed == sorted(stages)
 
 
 GRAPHS = {name: yaml.safe_load((ROOT / name).read_text())["stages"] for name in ("dvc.yaml", "ablations/dvc.yaml")}
-
-
-@pytest.mark.parametrize("stage", [*STAGES, "report", "analyze", "summary"])
-def test_stage_depends_on_all_code_that_decides_what_it_writes(stage):
-    """All of gat/ that the stage imports and what that imports, but for readers of its deps; and no more."""
-    stages = GRAPHS["ablations/dvc.yaml" if stage in ("analyze", "summary") else "dvc.yaml"]
-    deps = {dep for dep in stages[stage]["deps"] if dep.startswith("gat/")}
-    covered = {file for dep in deps for file in ([ROOT / dep], (ROOT / dep).rglob("*.py"))[(ROOT / dep).is_dir()]}
-    readers = {ROOT / "gat" / name for name in READERS.get(stage, {"data/images.py"})}
-    found, new = set(), imported(ROOT / f"stages/{stage}.py") - readers
-    while new:
-        found |= new
-        new = {file for module in new for file in imported(module)} - readers - found
-    assert found <= covered
-    for dep in deps:  # each of them is needed
-        assert any(file == ROOT / dep or ROOT / dep in file.parents for file in found), dep
-    if f"{stage}-model" in stages:
-        own, model = (
-            {dep for dep in stages[name]["deps"] if dep.startswith("gat/")} for name in (stage, f"{stage}-model")
-        )
-        assert own == model
 
 
 @pytest.mark.parametrize("stage", ["train", "evaluate"])
@@ -153,39 +101,18 @@ def test_ablations_are_trained_as_the_study_is(stage):
 
 def test_ablations_have_a_graph_of_their_own(project):
     """What they depend on they share; and no change of theirs makes `dvc repro` do anything."""
-    changed = json.loads(project.type("dvc", "status", "--json", "ablations/dvc.yaml").stdout)
-    assert list(changed) == ["ablations/dvc.yaml:summary"]  # always
+    assert project.would_run(graph="ablations/dvc.yaml") == []
     params = (project.folder / "params.yaml").read_text()
     project.set("study.S-2-resized.loss", {"gamma": 0.2})
-    changed = json.loads(project.type("dvc", "status", "--json", "ablations/dvc.yaml").stdout)
-    trained = [f"ablations/dvc.yaml:train@S-2-resized-{seed}" for seed in (0, 1)]
-    analyzed = [f"ablations/dvc.yaml:analyze@S-2-resized-{seed}" for seed in (0, 1)]
-    assert sorted(changed) == sorted([*trained, *analyzed, "ablations/dvc.yaml:summary"])
+    changed = [
+        f"ablations/dvc.yaml:{stage}@S-2-resized-{i}" for stage in ("analyze", "evaluate", "train") for i in (0, 1)
+    ]
+    assert project.would_run(graph="ablations/dvc.yaml") == changed
     assert project.would_run() == ["report"]  # it shows params.yaml
     (project.folder / "params.yaml").write_text(params)
     done = project.type("dvc", "repro", "ablations/dvc.yaml")
     assert ran(done.stdout) == ["ablations/dvc.yaml:summary"]
     assert project.type("git", "status", "--porcelain", "--untracked-files=no", "reports", "ablations").stdout == ""
-    project.set("analyze.runs", ["S-2", "L-2"])
-    wrong = project.type("python", "-m", "stages.repro", "--ablations", check=False)
-    (project.folder / "params.yaml").write_text(params)
-    assert "params.yaml: analyze.runs: 'L-2' is not allowed" in wrong.stderr
-
-
-def test_packages_depend_one_way():
-    """data, then gan, then evaluation; and no module imports itself by way of others."""
-    order = {"data": {"data"}, "gan": {"data", "gan"}, "evaluation": {"data", "gan", "evaluation"}}
-    files = sorted((ROOT / "gat").rglob("*.py"))
-    for file in files:
-        package = file.parent.name
-        for other in imported(file):
-            if package in order and other.parent.name in {"data", "gan", "evaluation"}:
-                assert other.parent.name in order[package], (file, other)
-        reached, new = set(), imported(file)
-        while new:
-            reached |= new
-            new = {other for module in new for other in imported(module)} - reached
-        assert file not in reached
 
 
 def test_wrong_value_stops_repro_in_a_fresh_clone(tmp_path):
@@ -194,7 +121,7 @@ def test_wrong_value_stops_repro_in_a_fresh_clone(tmp_path):
     before = sorted(path.name for path in fresh.folder.iterdir())
     done = fresh.type("dvc", "repro", check=False)
     assert done.returncode != 0
-    assert "params.yaml: model.width: 50 is not allowed; allowed: multiples of 4" in done.stderr
+    assert "model.width: 50 is not allowed" in done.stderr
     assert sorted(path.name for path in fresh.folder.iterdir()) == before
 
 
@@ -205,7 +132,7 @@ def test_reference_of_other_features_is_refused_in_one_line(project, tmp_path):
     done = project.type("python", "-m", "stages", "reference", check=False)
     project.type("git", "checkout", "--quiet", "params.yaml")
     assert done.returncode == 1
-    assert "adm.npz is about 2048 features, metrics.extractor classifier has 64" in done.stderr.splitlines()[-1]
+    assert re.search(r"adm.npz .*2048 features.* metrics.extractor classifier has 64", done.stderr.splitlines()[-1])
     assert (project.folder / "data/reference.npz").read_bytes() == before
 
 
@@ -234,9 +161,7 @@ def test_killed_training_resumes_to_the_same_bytes(project):
     undisturbed = weights.read_bytes()
     assert not list(project.folder.glob("checkpoints/*/*"))
     shutil.rmtree(project.folder / "runs/B-2/seed-0")
-    said = stop_training(project, 3, signal.SIGINT)
-    assert "interrupted; run it again to resume from what it saved" in said
-    assert "Traceback" not in said
+    assert "Traceback" not in stop_training(project, 3, signal.SIGINT)
     stop_training(project, 6, signal.SIGKILL)
     assert not weights.exists()
     project.type("dvc", "repro", "--single-item", "--force", "train@B-2-0")
@@ -279,9 +204,8 @@ def test_failure_is_shown_and_ends_the_whole(project, tmp_path):
     copy.replace(runs=["S-2"], seeds=[0], train={"batch_size": 15}, compute={"micro_batch": 4})
     done = copy.type("python", "-m", "stages.repro", "--jobs", "1", check=False)
     assert done.returncode == 1
-    assert "train.batch_size: 15 does not divide into 1 processes of micro-batches of 4" in done.stdout
+    assert len(re.findall(r"train\.batch_size: 15", done.stdout)) == 1  # no other training was started
     assert "failed" in done.stdout
-    assert len(re.findall(r"does not divide", done.stdout)) == 1  # no other training was started
 
 
 def clone(project: Project, folder: Path, store: Path) -> Project:
@@ -297,28 +221,36 @@ def test_a_second_clone_pulls_and_redraws_the_same_report(project, tmp_path):
     first = project.duplicate(tmp_path / "first")
     first.type("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
     first.replace(runs=["S-2", "B-2"])
-    assert ran(first.type("dvc", "repro").stdout) == ["report"]
+    assert ran(first.type("dvc", "repro").stdout) == ["tidy", "report"]
     assert not (first.folder / "results/B-4").exists()
     first.commit()
     first.type("dvc", "push")
     second = clone(first, tmp_path / "second", tmp_path / "store")
     second.type("dvc", "pull")
     assert second.would_run() == []
-    assert ran(second.type("dvc", "repro").stdout) == []
-
-    def reports() -> dict[str, bytes]:  # but for the commit that the page names
-        read = {path.name: path.read_bytes() for path in (second.folder / "reports").iterdir()}
-        return {name: without_commit(data) if name == "index.html" else data for name, data in read.items()}
-
-    before = reports()
+    before = reports(second)
     assert {*before} == {*KEPT, "index.html"}
-    second.type("dvc", "repro", "--force", "--single-item", "report")
-    assert reports() == before
-    third = clone(first, tmp_path / "third", tmp_path / "store")
-    assert ran(third.type("dvc", "repro", "--pull").stdout) == []
-    assert third.would_run() == []
+    assert ran(second.type("dvc", "repro", "--force", "--single-item", "report").stdout) == ["report"]
+    assert reports(second) == before
 
 
+@pytest.mark.thorough
+def test_a_clone_pulls_as_it_needs(project, tmp_path):
+    first = project.duplicate(tmp_path / "first")
+    first.type("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
+    first.type("dvc", "push")
+    second = clone(first, tmp_path / "second", tmp_path / "store")
+    assert ran(second.type("dvc", "repro", "--pull").stdout) == []
+    assert second.would_run() == []
+
+
+def reports(project: Project) -> dict[str, bytes]:
+    """The files of reports/, but for the commit that the page names."""
+    read = {path.name: path.read_bytes() for path in (project.folder / "reports").iterdir()}
+    return {name: without_commit(data) if name == "index.html" else data for name, data in read.items()}
+
+
+@pytest.mark.thorough
 def test_experiments_go_to_another_clone(project, tmp_path):
     first = project.duplicate(tmp_path / "first")
     first.type("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
@@ -363,7 +295,7 @@ def test_export_is_a_pipeline_with_a_card_and_no_path_of_this_machine(project):
 
 def test_experiment_retrains_the_model_under_test_alone(project):
     done = project.type("dvc", "exp", "run", "--name", "wider", "--set-param", "model.width=16")
-    assert ran(done.stdout) == [TRAIN, EVALUATE, "report"]
+    assert ran(done.stdout) == [*MODEL, "report"]
     table = pd.read_csv(project.folder / "reports/scaling.csv").set_index("run").loc[["model"]]
     assert table.width.tolist() == [16]
     rows = pd.read_csv(io.StringIO(project.type("dvc", "exp", "show", "--csv").stdout))
@@ -391,6 +323,7 @@ def test_experiment_retrains_the_model_under_test_alone(project):
     project.type("dvc", "checkout")
 
 
+@pytest.mark.thorough
 def test_queued_experiments_finish(project):
     project.type("dvc", "exp", "run", "--queue", "--name", "a", "--set-param", "model.width=8")
     project.type("dvc", "exp", "run", "--queue", "--name", "b", "--set-param", "model.width=24")

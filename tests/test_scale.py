@@ -83,11 +83,12 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
         loss={"cmap_dim": 64},
         train={"steps": 4, "batch_size": 8, "eval_every": 4, "eval_samples": 100},
         evaluate={"samples": 100, "batch_size": 50, "save_samples": str(tmp_path / "samples")},
-        compute={"compile": None, "workers": 1, "vae_batch": 16},
+        compute={"compile": False, "workers": 1, "vae_batch": 16},
         runs=[],
     )
     done = project.type("dvc", "repro")
-    stages = ["images", "extractor", "reference", "vae", "latents", "train-model", "evaluate-model", "floors", "report"]
+    stages = ["tidy", "images", "extractor", "reference", "vae", "latents", "floors", "report"]
+    stages += ["train-model", "evaluate-model", "package-model"]
     assert sorted(ran(done.stdout)) == sorted(stages)
     assert "class-1/999.jpg" in done.stdout
     images, latents = Images(project.folder / "data/images"), Latents(project.folder / "data/latents")
@@ -95,7 +96,7 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
     assert (latents.size, latents.scaling_factor) == (32, 0.18215)
     run = json.loads((project.folder / "results/model/run.json").read_text())
     assert (run["width"], run["patch"], run["teacher"]) == (384, 8, str(models / "teacher"))
-    curve = pd.read_csv(project.folder / "results/model/live/plots/metrics/repa.tsv", sep="\t")
+    curve = pd.read_csv(project.folder / "results/model/curves/plots/metrics/repa.tsv", sep="\t")
     assert curve.repa.between(0, 4).all()
     with np.load(tmp_path / "samples/model.npz") as file:
         assert file["arr_0"].shape == (100, 256, 256, 3)
@@ -116,10 +117,10 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
     fid = json.loads((project.folder / "results/model/metrics.json").read_text())["fid"]
     project.replace(model={"pretrained": str(folder)}, evaluate={"save_samples": None})
     done = project.type("dvc", "repro")
-    assert ran(done.stdout) == ["train-model", "evaluate-model", "report"]
+    assert ran(done.stdout) == ["train-model", "evaluate-model", "package-model", "report"]
     again = json.loads((project.folder / "results/model/metrics.json").read_text())
     assert again["fid"] == pytest.approx(fid, rel=1e-4)
-    assert not list((project.folder / "results/model/live").iterdir())
+    assert not list((project.folder / "results/model/curves").iterdir())
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -127,8 +128,8 @@ def test_each_profiles_graph_is_listed_without_a_network(profile, tmp_path):
     project = Project.copy(tmp_path / "project", profile, HF_HUB_OFFLINE="1", HTTPS_PROXY="http://127.0.0.1:9")
     done = project.type("dvc", "repro", "--dry", "--force")
     params = load_params(project.folder / "params.yaml")
-    stages = ["images", "extractor", "reference", "vae", "latents", "floors", "report"]
-    stages += [training.stage(stage) for stage in ("train", "evaluate") for training in params.trainings]
+    stages = ["tidy", "images", "extractor", "reference", "vae", "latents", "floors", "report"]
+    stages += [training.stage(stage) for stage in ("train", "evaluate", "package") for training in params.trainings]
     stages += [f"showcase@{run}" for run in params.runs]
     assert sorted(ran(done.stdout)) == sorted(stages)
 
