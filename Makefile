@@ -5,7 +5,7 @@ READY := .venv/installed
 # The graph's commands say just `python`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro ablations test lint lock
+.PHONY: repro ablations test test-thorough lint lock
 repro: $(READY)
 	.venv/bin/python -m stages.repro $(if $(JOBS),--jobs $(JOBS))
 
@@ -14,6 +14,10 @@ ablations: $(READY)
 
 test: $(READY) lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# And kills by the dozen, full disks stage by stage, fuzzing, clones and every launcher: about an hour on two cores.
+test-thorough: $(READY) lint
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m '' --kills 5 --numprocesses logical --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	.venv/bin/ruff format --check .

@@ -1,7 +1,7 @@
 """Seconds of a training step, and the share of the machine's own matrix product that it reaches.
 
 python benchmarks/train_step.py [--config mini S/2 …] [--classes N] [--batch N] [--precision bf16]
-                                [--compile blocks|whole] [--steps N]
+                                [--compile] [--steps N]
 """
 
 import argparse
@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gat.config import Loss, Optimization
 from gat.data.latents import Batch
-from gat.gan.networks import SIZES, Discriminator, Generator
+from gat.gan.networks import Discriminator, Generator
 from gat.gan.training import Trainer
 from gat.runtime import make_accelerator
+from gat.sizes import SIZES
 
 WARMUP = 3  # steps, in which torch.compile compiles
 STEPS_A_PRODUCT = 4  # between two matrix products, which leave the caches cold
@@ -43,7 +44,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(
-    name: str, classes: int, batch: int, precision: str, compile: str, steps: int, device: torch.device
+    name: str, classes: int, batch: int, precision: str, compile: bool, steps: int, device: torch.device
 ) -> dict:
     config = {**network(name), "classes": classes}
     torch.compiler.reset()  # of the size before
@@ -56,11 +57,9 @@ def measure(
     data = Batch(torch.rand(batch, 8, side, side, device=device), torch.arange(batch, device=device) % classes)
     with FlopCounterMode(display=False) as counter:  # it sees nothing of what is compiled
         trainer.step(data)
-    if compile == "blocks":
+    if compile:
         generator.compile_repeated_blocks()
         discriminator.compile_repeated_blocks()
-    elif compile == "whole":
-        trainer.compile()
     size, dtype = 8192 if device.type == "cuda" else 2048, torch.bfloat16 if precision == "bf16" else torch.float32
     factors = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(2)]
     for _ in range(WARMUP):
@@ -76,7 +75,7 @@ def measure(
         "classes": classes,
         "batch": batch,
         "precision": precision,
-        "compile": compile,
+        "compile": "yes" if compile else "no",
         "s/step": f"{second:.3f}",
         "fastest": f"{min(seconds):.3f}",
         "images/s": f"{batch / second:.1f}",
@@ -92,7 +91,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch", type=int, help="default: 64 for mini, 4 on a CPU or 64 on a GPU for the others")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--compile", choices=["no", "blocks", "whole"], default="no")
+    parser.add_argument("--compile", action="store_true", help="compute.compile")
     parser.add_argument("--steps", type=int, default=5)
     arguments = parser.parse_args()
     device = make_accelerator().device
