@@ -1,36 +1,57 @@
-"""Which trainings there are: params.yaml -> data/trainings.json; results of others are removed.
+"""Which trainings params.yaml names -> data/trainings.json; results and lock entries of others are removed.
 
 python -m stages tidy
 
-`report` and `summary` depend on whole folders of results. What is left there of runs and seeds that params.yaml no
-longer names would make them differ between clones. DVC's cache keeps it.
+`report` and `summary` depend on whole folders of results: what earlier runs and seeds have left there would make them
+differ between clones. DVC's cache keeps it.
 """
 
 import shutil
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from gat.config import Params
-from gat.files import write_json
+from gat.files import atomic_write, write_json
 from stages import ABLATIONS, ANALYSES, RESULTS, SHOWCASE, TRAININGS
+
+LOCKS = (Path("dvc.lock"), Path("ablations/dvc.lock"))
 
 
 def main(params: Params) -> None:
     """Run the stage."""
-    study = {f"{run}/seed-{seed}" for run in params.runs for seed in params.seeds}
-    ablations = {training.folder for training in params.ablation_trainings}
-    analyses = {f"{run}/seed-{seed}" for run in params.analyze.runs for seed in params.seeds}
-    remove_others(RESULTS, study, "*/seed-*")
-    remove_others(ABLATIONS, ablations, "*/seed-*")
-    remove_others(ANALYSES, {f"{name}.json" for name in analyses}, "*/seed-*.json")
-    remove_others(SHOWCASE, {*params.runs}, "*")
-    write_json(TRAININGS, {"study": sorted(study), "ablations": sorted(ablations), "analyses": sorted(analyses)})
+    study, ablations, analyses = (
+        [(run, seed) for run in runs for seed in params.seeds]
+        for runs in (params.runs, params.ablations, params.analyze.runs)
+    )
+    remove_others(RESULTS, [f"{run}/seed-{seed}" for run, seed in study])
+    remove_others(ABLATIONS, [f"{run}/seed-{seed}" for run, seed in ablations])
+    remove_others(ANALYSES, [f"{run}/seed-{seed}.json" for run, seed in analyses])
+    remove_others(SHOWCASE, params.runs, "*")
+    for path in LOCKS:
+        remove_others_from_lock(path, {*params.runs, *(f"{run}-{seed}" for run, seed in study + ablations + analyses)})
+    write_json(TRAININGS, {"study": study, "ablations": ablations, "analyses": analyses})
 
 
-def remove_others(folder: Path, known: set[str], pattern: str) -> None:
+def remove_others(folder: Path, known: list[str], pattern: str = "*/seed-*") -> None:
     """Remove what the pattern finds in a folder but for the known names, and folders that are then empty."""
     for path in sorted(folder.glob(pattern)):
         if path.relative_to(folder).as_posix() not in known:
-            print(f"removed {path}, which params.yaml no longer names; DVC's cache keeps it")
+            print(f"removing {path}, which params.yaml no longer names; DVC's cache keeps it")
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             if path.parent != folder and not any(path.parent.iterdir()):
                 path.parent.rmdir()
+
+
+def remove_others_from_lock(path: Path, known: set[str]) -> None:
+    """Remove `STAGE@NAME` from a lock file where NAME is not known. DVC reads the file anew before it writes it."""
+    yaml = YAML()
+    content = yaml.load(path) if path.exists() else None
+    dead = (
+        [stage for stage in content["stages"] if "@" in stage and stage.split("@")[1] not in known] if content else []
+    )
+    if dead:
+        for stage in dead:
+            del content["stages"][stage]
+        with atomic_write(path) as temporary:
+            yaml.dump(content, temporary)
