@@ -46,12 +46,10 @@ def remove_others(folder: Path, known: list[str], pattern: str = "*/seed-*") -> 
 def remove_others_from_lock(path: Path, known: set[str]) -> None:
     """Remove `STAGE@NAME` from a lock file where NAME is not known. DVC reads the file anew before it writes it."""
     yaml = YAML()
-    content = yaml.load(path) if path.exists() else None
-    dead = (
-        [stage for stage in content["stages"] if "@" in stage and stage.split("@")[1] not in known] if content else []
-    )
+    content = yaml.load(path) if path.exists() else {"stages": {}}
+    dead = [stage for stage in content["stages"] if "@" in stage and stage.split("@")[1] not in known]
+    for stage in dead:
+        del content["stages"][stage]
     if dead:
-        for stage in dead:
-            del content["stages"][stage]
         with atomic_write(path) as temporary:
             yaml.dump(content, temporary)
