@@ -97,7 +97,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
-    """The project after `make repro` and `make ablations` on the smoke profile, committed; to copy, not to change.
+    """The project after `make ablations` on the smoke profile, committed; to copy, not to change.
 
     All of pytest-xdist's processes share it.
     """
@@ -107,9 +107,7 @@ def finished(tmp_path_factory) -> Project:
         if (folder / "output.txt").exists():
             return Project(folder)
         project = Project.copy(folder, "smoke.yaml")
-        output = project.type("python", "-m", "stages.repro", "--jobs", "2").stdout
-        project.commit()
-        project.type("python", "-m", "stages.repro", "--jobs", "2", "--ablations")
+        output = project.type("python", "-m", "stages.repro", "--jobs", "2", "--ablations").stdout
         project.commit()
         (folder / "output.txt").write_text(output)
         return project
