@@ -1,17 +1,14 @@
-"""Analyses against closed forms, ablations against numbers by hand."""
-
-import io
+"""Analyses of networks against closed forms."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
 
-from gat.config import Loss, Optimization, Run
+from gat.config import Loss, Optimization
 from gat.data.latents import TrainingBatches
 from gat.gan.networks import Discriminator, Generator
 from gat.gan.training import Trainer
-from gat.report.ablations import Ablation, analyses_content, change_of, draw_ablations, markdown, scaled_apart
 from gat.study.analysis import (
     accuracy,
     cknna,
@@ -101,129 +98,6 @@ def test_steps_grow_with_the_learning_rate(latents, accelerator):
         for network in ("generator", "discriminator"):
             assert 0 < slow[when][network] < fast[when][network]
     assert 5 < fast["start"]["discriminator"] / slow["start"]["discriminator"] < 20  # a small step is in proportion
-
-
-def ablation(fids: list[float], baseline: list[float], change: str = "loss.levels.schedule=none") -> Ablation:
-    return Ablation("a", change, fids, "L-2", baseline)
-
-
-def test_a_verdict_weighs_the_noise_of_the_seeds():
-    worse = ablation([5.0, 6.0, 7.0], [2.0, 2.0, 2.0])
-    assert worse.difference == pytest.approx(4)
-    assert worse.verdict == (
-        "FID 4 higher than L-2's: worse. The paper's claim, that without noise guidance it is worse, shows here."
-    )
-    noise = ablation([2.0, 3.0, 4.0], [2.0, 2.6, 3.2])
-    assert noise.outcome == "within the noise of the seeds"
-    assert "does not show here" in noise.verdict
-    assert "better" in ablation([1.0, 1.1], [2.0, 2.1]).verdict
-    assert "does not show here" in ablation([1.0, 1.1], [2.0, 2.1]).verdict
-    assert "cannot be told" in ablation([5.0], [2.0]).verdict
-    silent = ("loss.gamma=1", "train.steps=5000", "repa.teacher=facebook/dinov2-base", "train.learning_rate=0.1")
-    for change in (*silent, "loss.gamma=1, loss.levels.schedule=none"):
-        assert "claim" not in ablation([5.0, 5.1], [2.0, 2.1], change).verdict
-    rate = "train.learning_rate=0.0084, train.scale_lr_by_width=false"
-    assert "not its width's is worse, shows here" in ablation([5.0, 5.1], [2.0, 2.1], rate).verdict
-    assert Ablation("a", "", [1.0], None, []).verdict == "No run of its size is in the study."
-
-
-def test_what_an_ablation_changes_is_read_off_its_entry():
-    size = {"width": 32, "depth": 3, "heads": 1, "patch": 2}
-    run = Run(**size, loss={"levels": {"schedule": "none"}}, train={"scale_lr_by_width": False}, repa={"teacher": None})
-    assert change_of(run) == "loss.levels.schedule=none, train.scale_lr_by_width=false, repa.teacher=null"
-    assert change_of(Run(**size, discriminator={"width": 12})) == "discriminator.width=12"
-
-
-def test_networks_scaled_apart_are_compared():
-    size = {"depth": 3, "heads": 1, "patch": 2}
-    runs = {
-        "large-G": Run(**size, width=32, discriminator={"width": 12}),
-        "large-D": Run(**size, width=12, discriminator={"width": 32}),
-        "other": Run(**size, width=32, discriminator={"width": 20}),
-    }
-    ablations = [
-        Ablation("large-G", "", [20.0, 22.0], "L-2", [3.0, 3.2]),
-        Ablation("large-D", "", [6.0, 6.2], "S-2", [30.0, 31.0]),
-        Ablation("other", "", [4.0, 4.2], "L-2", [3.0, 3.2]),
-    ]
-    (sentence,) = scaled_apart(ablations, runs)
-    assert "From S-2 (FID 30.50 ± 0.71) to L-2 (3.10 ± 0.14)" in sentence
-    assert "larger generator alone 21.00 ± 1.41, with the larger discriminator alone 6.10" in sentence
-    assert "The larger discriminator alone against the larger generator alone: better" in sentence
-    single = [one._replace(fids=one.fids[:1]) for one in ablations]
-    assert "one seed does not tell" in scaled_apart(single, runs)[0]
-    assert scaled_apart([ablations[0], ablations[1]._replace(baseline=None)], runs) == []
-    same = {"same": Run(**size, width=32, discriminator={"width": 32})}
-    assert scaled_apart([Ablation("same", "", [1.0], "L-2", [1.0])], same) == []
-    deeper = runs | {"large-D": Run(**size | {"depth": 6}, width=12, discriminator={"width": 32})}
-    assert scaled_apart(ablations, deeper) == []
-
-
-def test_analyses_become_tables_and_plots():
-    def result(run: str, width: int, seed: int) -> dict:
-        step = {"generator": 0.1 * width, "discriminator": 0.2}
-        return {
-            "run": run,
-            "seed": seed,
-            "width": width,
-            "patch": 2,
-            "baseline": "L" if run == "none" else None,
-            "layers": {"skipped": [0.5, 0.1 * seed], "cosine": [0.2, 0.9], "cka": [0.1, 0.8]},
-            "guided": run == "B",
-            "discriminator": {
-                "accuracy": 0.9,
-                "relative_accuracy": 0.9,
-                "relative_accuracy_on_samples": 0.8,
-                "chance": 0.1,
-                "cknna": 0.3,
-                "reference": "classifier",
-            },
-            "steps": {rule: {"start": step, "later": step} for rule in ("with", "without")},
-        }
-
-    layers, discriminators, start, later = analyses_content(
-        [result(run, width, seed) for run, width in (("S", 8), ("B", 16)) for seed in (0, 1)]
-    )
-    assert layers["rows"][1] == ["S", "2", "0.050 ± 0.071", "0.900 ± 0.000", "0.800 ± 0.000"]
-    assert layers["plot"]["series"][0]["y"] == pytest.approx([0.5, 0.05])
-    assert "first half of the blocks (rounded up) in all movement: S 0.92 ± 0.12; B 0.92 ± 0.12" in layers["text"]
-    assert "claim" not in layers["text"]  # there is no pair of one width
-    assert discriminators["rows"][1][0] == "B"
-    assert "generator, with the width rule: 1.00 ± 0.00" in start["text"]
-    assert "discriminator, with the width rule: 0.00 ± 0.00" in later["text"]
-    assert "faster with the width without the rule does not show here for the generator" in start["text"]
-    assert start["columns"][2:] == ["width 8", "width 16"]
-    page = markdown([ablation([5.0, 6.0], [2.0, 2.1])], ["a sentence"], [layers, discriminators])
-    assert "| a          | `loss.levels.schedule=none` | 5.50 ± 0.71 | L-2: 2.05 ± 0.07 |" in page
-    assert "- a sentence" in page
-    draw_ablations([ablation([5.0, 6.0], [2.0, 2.1])], [layers, start, later], "#d1495b").savefig(io.BytesIO())
-
-
-def test_what_the_paper_says_of_early_layers_and_of_the_rule_is_weighed():
-    def result(run: str, width: int, guided: bool, late: float, change: float) -> dict:
-        step = {"generator": change, "discriminator": 0.2}
-        return {
-            "run": run,
-            "width": width,
-            "patch": 2,
-            "baseline": "L" if run == "none" else None,
-            "guided": guided,
-            "layers": {"skipped": [0.6, late], "cosine": [0.2, 0.9], "cka": [0.1, 0.8]},
-            "steps": {
-                "with": {"start": step, "later": step},
-                "without": {"start": step | {"generator": change * width}, "later": step},
-            },
-        }
-
-    rows = [result("L", 32, True, 0.2 + 0.01 * seed, 0.5 + 0.01 * seed) for seed in range(3)]
-    rows += [result("S", 8, True, 0.2, 0.5 + 0.01 * seed) for seed in range(3)]
-    rows += [result("none", 32, False, 0.6 + 0.01 * seed, 0.5) for seed in range(3)]
-    layers, start, later = analyses_content(rows)
-    assert "makes early layers be used more, shows here: L against none." in layers["text"]
-    assert "faster with the width without the rule shows here for the generator" in start["text"]
-    assert "faster with the width without the rule does not show here for the generator" in later["text"]
-    few = analyses_content([rows[0], rows[6]])[0]["text"]
-    assert "cannot be told from one seed" in few
 
 
 def test_accuracy_is_of_the_highest_logit_and_relative_accuracy_forgets_what_a_label_adds():
