@@ -14,7 +14,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.utils import GradientAccumulationPlugin
 
 from gat.config import Compute
-from gat.files import atomic_write, lock, replace
+from gat.files import atomic_write, lock
 
 PROCESS_GROUP_TIMEOUT = timedelta(days=1)  # the others may wait for one that fetches ImageNet
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
@@ -69,12 +69,10 @@ def exclusive(folder: Path) -> Iterator[Callable[[], bool]]:
 
 
 def publish(folder: Path, target: Path, keep: bool = False) -> None:
-    """Put a complete folder, or a copy of it, in the place of `target`, once all processes have finished with it."""
+    """Move a complete folder to `target`, or copy it, once all processes have finished with it."""
     state = PartialState()
     state.wait_for_everyone()
-    if state.is_main_process and keep:
+    if state.is_main_process:
         with atomic_write(target) as temporary:
-            shutil.copytree(folder, temporary)
-    elif state.is_main_process:
-        replace(folder, target)
+            (shutil.copytree if keep else shutil.move)(folder, temporary)
     state.wait_for_everyone()

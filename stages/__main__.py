@@ -1,9 +1,8 @@
 """Run one stage of dvc.yaml: python -m stages NAME [RUN SEED].
 
-All of params.yaml is checked before the stage's module, and with it torch, is imported: a wrong value ends the program
-with one line within a second. Stages that several processes share are started again under `accelerate launch` where
-Accelerate is configured or there are several GPUs, or under the command in `GAT_LAUNCH`; so the commands in dvc.yaml
-are the same on every machine.
+Checks params.yaml before importing the stage and torch, so that a wrong value fails within a second. On a machine with
+several GPUs or an Accelerate configuration, stages that can use several processes relaunch themselves under
+`accelerate launch`, or under the command in `GAT_LAUNCH`. The commands in dvc.yaml are thus the same on every machine.
 """
 
 import errno
@@ -18,17 +17,8 @@ from gat.config import ParamsError, load_params
 from stages.processes import LAUNCHED, PATIENCE_SECONDS, SLOT, end_with_parent, launched_by_this
 
 ON_ONE_PROCESS = (
-    "source",
-    "code",
-    "tidy",
-    "extractor",
-    "vae",
-    "package",
-    "showcase",
-    "report",
-    "export",
-    "analyze",
-    "summary",
+    *("source", "code", "tidy", "extractor", "vae", "package", "showcase", "report"),
+    *("analyze", "summary", "export"),
 )
 ON_ALL_PROCESSES = ("images", "reference", "latents", "floors", "train", "evaluate")
 
@@ -40,7 +30,7 @@ def main() -> None:
         sys.exit(f"python -m stages NAME [RUN SEED], with NAME one of {', '.join(ON_ALL_PROCESSES + ON_ONE_PROCESS)}")
     try:
         params = load_params()
-        if SLOT in os.environ or LAUNCHED in os.environ:  # launchers start each process in a session of its own
+        if SLOT in os.environ or LAUNCHED in os.environ:  # a dead parent's signals would not reach this process
             end_with_parent()
         if name in ON_ALL_PROCESSES and should_relaunch():
             relaunch()
@@ -48,20 +38,22 @@ def main() -> None:
         importlib.import_module(f"stages.{name}").main(params)
     except ParamsError as error:
         sys.exit(f"params.yaml: {error}")
-    except FloatingPointError as error:  # of a training that diverged
+    except FloatingPointError as error:  # training diverged
         sys.exit(f"{name}: {error}")
     except Exception as error:
-        # Whatever a library raises when it cannot write: OSError, SafetensorError, RuntimeError, …
+        # Libraries that cannot write raise OSError, SafetensorError, RuntimeError, …
         if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
             raise
-        sys.exit(f"{name}: the disk is full; what was complete stays, and the next run goes on ({error})")
+        sys.exit(
+            f"{name}: the disk is full: finished files are kept; free some space and run again to continue ({error})"
+        )
     except KeyboardInterrupt:
-        print("\ninterrupted; run it again to resume from what it saved", file=sys.stderr, flush=True)
+        print("\ninterrupted; run again to resume from the last checkpoint", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
 
 
 def should_relaunch() -> bool:
-    """Whether there is more than one process to run on, and this is not one of them."""
+    """Whether to run on several processes; False in each of those."""
     if "LOCAL_RANK" in os.environ or LAUNCHED in os.environ:
         return False
     if os.environ.get("GAT_LAUNCH"):
@@ -73,7 +65,7 @@ def should_relaunch() -> bool:
 
 
 def relaunch() -> None:
-    """Replace this process by the launcher of all of them."""
+    """Replace this process by a launcher, which runs the same stage on several processes."""
     from accelerate.commands.config.config_args import default_config_file
 
     os.environ[LAUNCHED] = launched_by_this()
@@ -81,14 +73,13 @@ def relaunch() -> None:
     if launcher := os.environ.get("GAT_LAUNCH"):
         command = shlex.split(launcher)
     else:
-        if Path(default_config_file).exists():  # an error of the launcher's does not name it
-            print(
-                f"processes as {default_config_file} says (`accelerate config` changes it)", file=sys.stderr, flush=True
-            )
+        if Path(default_config_file).exists():  # the launcher's errors do not name this file
+            message = f"launching as configured in {default_config_file}; change it with `accelerate config`"
+            print(message, file=sys.stderr, flush=True)
         command = ["accelerate", "launch"]
         if SLOT in os.environ:
-            command += ["--main_process_port", "0"]  # a free one, since slots share the machine
-        if precision := os.environ.get("ACCELERATE_MIXED_PRECISION"):  # `accelerate launch` would overwrite it
+            command += ["--main_process_port", "0"]  # any free port, since others may be in use by other slots
+        if precision := os.environ.get("ACCELERATE_MIXED_PRECISION"):  # which `accelerate launch` would override
             command += ["--mixed_precision", precision]
     os.execvp(command[0], [*command, "-m", "stages", *sys.argv[1:]])
 

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them."""
+"""How processes that this project starts end: with the process that started them."""
 
 import ctypes
 import os
@@ -9,19 +9,25 @@ from pathlib import Path
 
 import psutil
 
-SLOT = "GAT_SLOT"  # set for stages that `stages.repro` runs side by side with others
-LAUNCHED = "GAT_LAUNCHED"  # set for those of a stage that was started again: what launches them
-PATIENCE_SECONDS = 300  # with a training that was told to stop: a large model's checkpoint takes its time
+SLOT = "GAT_SLOT"  # set where other stages run on the same machine, as under `stages.repro`
+LAUNCHED = "GAT_LAUNCHED"  # set for the processes of a stage that relaunched itself: MACHINE:PID of their launcher
+PATIENCE_SECONDS = 300  # for an interrupted training to write its checkpoint, which takes minutes for a large model
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def end_with_parent() -> None:
-    """Have Linux end this process when the one that started it dies, however it dies; at once if that has happened."""
+    """On Linux, have this process sent SIGTERM when its parent dies, even by SIGKILL.
+
+    The kernel watches the thread that started this process, not the parent as a whole; it must live as long.
+
+    Raises:
+        SystemExit: the launcher is dead already.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     machine, _, pid = os.environ.get(LAUNCHED, "").rpartition(":")
-    if machine == _machine() and not lives(int(pid)):
-        sys.exit("what launched this process was killed")
+    if machine == _machine() and not is_alive(int(pid)):
+        sys.exit("the launcher of this process was killed")
 
 
 def launched_by_this() -> str:
@@ -30,13 +36,13 @@ def launched_by_this() -> str:
 
 
 def _machine() -> str:
-    """Where a number of a process has its meaning: a host, or a container on it."""
+    """Where a process ID is valid: the host, and the container on it."""
     namespace = Path("/proc/self/ns/pid")
     return f"{socket.gethostname()}:{namespace.readlink() if namespace.is_symlink() else ''}"
 
 
-def lives(pid: int) -> bool:
-    """Whether there is such a process, and it is no zombie."""
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,27 +1,25 @@
-"""`dvc repro` that keeps all of the machine busy: what all trainings share first, then the trainings side by side.
+"""`dvc repro` with trainings side by side, for `make repro` and `make ablations`.
 
-python -m stages.repro [--jobs N] [--ablations]
+python -m stages.repro [--jobs N] [--ablations] [--list]
 
-Each slot runs one training at a time and its evaluation, as `dvc repro` would; GPUs are dealt out to the slots. A plain
-`dvc repro` at the end draws the report. `--ablations` goes on with what `ablations/dvc.yaml` has. The numbers are those
-of `dvc repro` alone. Stopped at any moment, by Ctrl-C or kill, it stops everything that it started; run again, it
-resumes.
+What all trainings share runs first; then the trainings, each with its evaluation, run in N slots that divide the
+machine's GPUs among them; a plain `dvc repro` finishes. Results are the same as from `dvc repro` alone. Ctrl-C or
+SIGTERM lets running trainings save a checkpoint; run again to resume.
 """
 
 import argparse
-import contextlib
+import asyncio
 import json
 import os
 import re
-import selectors
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import psutil
 from rich.console import Console
@@ -30,179 +28,168 @@ from rich.table import Table
 
 from gat.config import Params, ParamsError, Training, load_params
 from stages import address
-from stages.processes import PATIENCE_SECONDS, SLOT, end_with_parent, lives
+from stages.processes import PATIENCE_SECONDS, SLOT, end_with_parent, is_alive
 
-SHARED = ([["images"]], [["extractor", "reference"], ["vae", "latents"]])  # jobs that may run side by side, in turn
-QUIET_SECONDS = 60  # between two lines of a job where there is no terminal
-TAIL = 25  # lines of a failed job to show
+REFRESH_SECONDS, LOG_SECONDS = 0.5, 60  # between two tables on a terminal; elsewhere, between two lines of a job
+TAIL_BYTES, TAIL_LINES = 65536, 25  # kept of a job's output; shown if it fails
 
 
 @dataclass
 class Job:
-    """Stages that one `dvc repro` runs, one after the other."""
+    """One `dvc repro`: of some stages, one after the other, or of a whole dvc.yaml."""
 
-    stages: list[str]
-    process: subprocess.Popen[bytes] | None = None
+    targets: list[str]
     begin: float = 0.0
-    told: float = 0.0
-    lines: deque[str] = field(default_factory=lambda: deque([""], maxlen=TAIL))
+    output: bytes = b""
 
     @property
     def name(self) -> str:
-        return re.sub("^(ablations/dvc.yaml:)?(train[@-])?", "", self.stages[0])
+        return re.sub("^(ablations/dvc.yaml:)?(train[@-])?", "", self.targets[0])
 
-    def start(self, slot: int, devices: list[str]) -> None:
-        """Run it in a slot, on some of the machine's GPUs."""
-        environment = os.environ | {SLOT: str(slot), "PYTHONUNBUFFERED": "1"}
-        if devices:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        self.begin = self.told = time.monotonic()
-        self.process = subprocess.Popen(
-            ["dvc", "--wait-for-lock", "repro", "--single-item", *self.stages],
-            env=environment,
+    @property
+    def seconds(self) -> str:
+        return f"{time.monotonic() - self.begin:.0f} s"
+
+    @property
+    def lines(self) -> list[str]:
+        """The last lines of output. A progress bar is the text after its last carriage return."""
+        lines = self.output.decode(errors="replace").split("\n")
+        lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines]
+        return [line for line in lines if line.strip()][-TAIL_LINES:]
+
+    @property
+    def status(self) -> str:
+        """The last line of output, without the bar of a progress bar."""
+        return re.sub(r"\|[^|]*\|", "", self.lines[-1]).strip() if self.lines else "starting"
+
+    async def run(self, gpus: list[str]) -> bool:
+        """Run it on some of the machine's GPUs; whether it succeeded."""
+        self.begin = time.monotonic()
+        whole = self.targets[0].endswith("dvc.yaml")
+        process = await asyncio.create_subprocess_exec(
+            *("dvc", "--wait-for-lock", "repro", *([] if whole else ["--single-item"]), *self.targets),
+            env=os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that it can be stopped with all that it started
-            preexec_fn=end_with_parent,
+            start_new_session=True,  # a process group, for `Scheduler.stop` to signal
+            preexec_fn=end_with_parent,  # asyncio forks in the main thread, which lives as long as this program
         )
+        assert process.stdout is not None
+        while output := await process.stdout.read(TAIL_BYTES):
+            self.output = (self.output + output)[-TAIL_BYTES:]
+        return await process.wait() == 0
 
-    def read(self, output: bytes) -> None:
-        """Keep the last lines of what it prints; a progress bar overwrites its own."""
-        for part in re.split("([\r\n])", output.decode(errors="replace")):
-            if part == "\r":
-                self.lines[-1] = ""
-            elif part == "\n":
-                if self.lines[-1].strip():
-                    self.lines.append("")
-            else:
-                self.lines[-1] += part
 
-    @property
-    def state(self) -> str:
-        """Its last line, without the picture of a progress bar."""
-        last = next((line for line in reversed(self.lines) if line.strip()), "starting")
-        return re.sub(r"\|[^|]*\|", "", last).strip()
+class Scheduler:
+    """Runs jobs in slots, one at a time in each; `slots` has the GPUs of each."""
 
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.begin
+    def __init__(self, slots: list[list[str]]) -> None:
+        self.slots = slots
+        self.waiting, self.running = deque[Job](), list[Job]()
+        self.failed = self.stopped = False
+        self.console = Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
 
-    def stop(self, by: signal.Signals) -> None:
-        """Send a signal to it and all that it started; launched processes, in sessions of their own, only SIGKILL."""
-        if self.process is not None and self.process.poll() is None:
-            launched = psutil.Process(self.process.pid).children(recursive=True) if by == signal.SIGKILL else []
-            os.killpg(self.process.pid, by)
-            for process in launched:
-                with contextlib.suppress(psutil.NoSuchProcess):
+    async def run(self, phases: list[list[Job]]) -> None:
+        """Run phase after phase, the jobs of each side by side, until one fails or a signal stops all."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self.stop)
+        progress = asyncio.create_task(self._show_progress())
+        for phase in phases:
+            if not (self.failed or self.stopped):
+                self.waiting.extend(phase)
+                await asyncio.gather(*(self._work(gpus) for gpus in self.slots))
+        progress.cancel()
+
+    async def _work(self, gpus: list[str]) -> None:
+        """Run waiting jobs in one slot."""
+        while self.waiting:
+            job = self.waiting.popleft()
+            self.running.append(job)
+            succeeded = await job.run(gpus)
+            self.running.remove(job)
+            if succeeded:
+                self.console.print(f"{job.name}: {job.seconds}")
+            elif not self.stopped:
+                self.console.print(*job.lines, f"{job.name} failed", sep="\n")
+                self.failed = True
+                self.waiting.clear()
+
+    def stop(self) -> None:
+        """Interrupt all jobs, which then save checkpoints; when called again, or after a while, kill them."""
+        self.waiting.clear()
+        if not self.stopped:
+            self.console.print(f"waiting up to {PATIENCE_SECONDS} s for jobs to save and exit; Ctrl-C again kills them")
+            asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self.stop)
+        for process in psutil.Process().children(recursive=self.stopped):
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if self.stopped:
                     process.kill()
+                else:
+                    os.killpg(process.pid, signal.SIGINT)  # launchers pass it on to their processes
+        self.stopped = True
+
+    async def _show_progress(self) -> None:
+        """A table of running jobs on a terminal; elsewhere a line for each once a minute."""
+        with Live(console=self.console, auto_refresh=False, transient=True) as display:  # no thread, as this one forks
+            while True:
+                await asyncio.sleep(REFRESH_SECONDS if self.console.is_terminal else LOG_SECONDS)
+                if self.console.is_terminal:
+                    display.update(self._table(), refresh=True)
+                else:
+                    self.console.print(*(f"{job.name}: {job.status}" for job in self.running), sep="\n")
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for job in self.running:
+            table.add_row(job.name, job.seconds, job.status)
+        table.add_row("", "", f"{len(self.waiting)} more to run")
+        return table
 
 
 def training_stages(params: Params, trainings: list[Training]) -> list[list[str]]:
-    """Training, evaluation and pictures of each, the longest first: so no slot is idle for long at the end."""
+    """The stages of each training, the longest training first, so that no slot idles for long at the end."""
 
     def work(training: Training) -> float:
         run, _, train, _ = params.recipe(training.run)
         return 0.0 if run.pretrained else train.steps * run.depth * (run.width / run.patch) ** 2
 
-    ordered = sorted(trainings, key=work, reverse=True)
-    shown = {Training(run, params.seeds[0]): [f"showcase@{run}"] for run in params.runs}
-    return [
-        [address(params, training, "train"), address(params, training, "evaluate"), *shown.get(training, [])]
-        for training in ordered
-    ]
+    def stages(training: Training) -> list[str]:
+        names = ("train", "evaluate") if training.run in params.ablations else ("train", "evaluate", "package")
+        shown = training.run in params.runs and training.seed == params.seeds[0]
+        return [address(params, training, name) for name in names] + [f"showcase@{training.run}"] * shown
+
+    return [stages(training) for training in sorted(trainings, key=work, reverse=True)]
 
 
-def phases(params: Params, changed: set[str], ablations: bool = False) -> list[list[Job]]:
-    """Jobs in the order in which they must run, those of one phase side by side; what is up to date is left out."""
-    jobs, stale = [], False
-    others = training_stages(params, params.ablation_trainings) if ablations else []
-    inside = [[f"ablations/dvc.yaml:analyze@{run}-{seed}"] for run in params.analyze.runs for seed in params.seeds]
-    for phase in (
-        *SHARED,
-        [["floors"], *training_stages(params, params.trainings)],
-        others,
-        inside if ablations else [],
-    ):
-        wanted = [Job(stages) for stages in phase if stale or changed.intersection(stages)]
-        stale = stale or bool(wanted)
-        jobs.append(wanted)
-    return jobs
+def make_phases(params: Params, changed: set[str], ablations: bool = False) -> list[list[Job]]:
+    """Jobs that may run side by side, phase after phase.
+
+    Left out are those with no stage in `changed`, which `dvc status` names, unless a job of an earlier phase runs.
+    """
+    phases = [[["images"]], [["extractor", "reference"], ["vae", "latents"]]]
+    phases += [[["floors"], *training_stages(params, params.trainings)]]
+    if ablations:
+        analyses = [f"ablations/dvc.yaml:analyze@{run}-{seed}" for run in params.analyze.runs for seed in params.seeds]
+        phases += [training_stages(params, params.ablation_trainings), [[stage] for stage in analyses]]
+    wanted: list[list[Job]] = []
+    for phase in phases:
+        wanted.append([Job(stages) for stages in phase if any(wanted) or changed.intersection(stages)])
+    rest = ["ablations/dvc.yaml", "dvc.yaml"] if ablations else ["dvc.yaml"]  # the report and what is not named here
+    return wanted + [[Job([file])] for file in rest]
 
 
-def run_side_by_side(jobs: list[Job], slots: list[list[str]], console: Console) -> bool:
-    """Run jobs in slots, each with its GPUs; after a failure no more are started. Returns whether all succeeded."""
-    waiting, running, failed = deque(jobs), dict[int, Job](), False
-    selector = selectors.DefaultSelector()
+def make_slots(jobs: int | None, threads: int | None, gpus: list[str]) -> list[list[str]]:
+    """The GPUs of each slot; by default a slot has one GPU or, on a machine without, `threads` cores."""
+    from gat.runtime import cores  # imports torch
 
-    def table() -> Table:
-        grid = Table.grid(padding=(0, 2))
-        for job in running.values():
-            grid.add_row(job.name, f"{job.seconds:.0f} s", job.state)
-        grid.add_row("", "", f"{len(waiting)} to come")
-        return grid
-
-    try:
-        with Live(console=console, auto_refresh=False, transient=True) as live:  # no thread: processes are started
-            while running or (waiting and not failed):
-                for slot, devices in enumerate(slots):
-                    if slot not in running and waiting and not failed:
-                        job = running[slot] = waiting.popleft()
-                        job.start(slot, devices)
-                        selector.register(job.process.stdout, selectors.EVENT_READ, slot)  # type: ignore
-                for key, _ in selector.select(timeout=0.5):
-                    job = running[key.data]
-                    if output := os.read(key.fd, 65536):
-                        job.read(output)
-                        continue
-                    selector.unregister(key.fileobj)
-                    del running[key.data]
-                    if job.process.wait() != 0:  # type: ignore[union-attr]
-                        failed = True
-                        console.print(*job.lines, f"{job.name} failed", sep="\n", markup=False)
-                    else:
-                        console.print(f"{job.name}: {job.seconds:.0f} s", markup=False, highlight=False)
-                live.update(table(), refresh=True)
-                for job in running.values():
-                    if not console.is_terminal and time.monotonic() - job.told > QUIET_SECONDS:
-                        job.told = time.monotonic()
-                        console.print(f"{job.name}: {job.state}", markup=False, highlight=False, soft_wrap=True)
-    finally:
-        end(list(running.values()), console)
-    return not failed
+    count = jobs or len(gpus) or max(1, cores() // (threads or cores()))
+    if count > len(gpus):
+        return [gpus[i % len(gpus) :][:1] if gpus else [] for i in range(count)]
+    return [gpus[i * len(gpus) // count : (i + 1) * len(gpus) // count] for i in range(count)]
 
 
-def end(jobs: list[Job], console: Console) -> None:
-    """Have jobs save what they have and end; after a while, or at another Ctrl-C, kill them."""
-    selector = selectors.DefaultSelector()
-    for job in jobs:
-        selector.register(job.process.stdout, selectors.EVENT_READ)  # type: ignore
-
-    def wait() -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline and any(job.process.poll() is None for job in jobs):  # type: ignore
-            for key, _ in selector.select(timeout=0.1):  # a job that writes to a full pipe would wait
-                if not os.read(key.fd, 65536):
-                    selector.unregister(key.fileobj)
-
-    if jobs:
-        console.print("waiting for checkpoints; Ctrl-C again kills at once", highlight=False)
-    for by in (signal.SIGINT, signal.SIGKILL):
-        for job in jobs:
-            job.stop(by)
-        with contextlib.suppress(KeyboardInterrupt):
-            wait()
-
-
-def forget_dead_locks(path: Path = Path(".dvc/tmp/rwlock")) -> None:
-    """Remove DVC's list of who reads and writes what, if all on it were killed: DVC waits for zombies, too."""
-    if path.exists():
-        pids = {int(pid) for pid in re.findall(r'"pid": *(\d+)', path.read_text())}
-        if not any(map(lives, pids)):
-            path.unlink()
-
-
-def gpus() -> list[str]:
+def find_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch  # takes seconds, before which params.yaml is checked
 
@@ -210,14 +197,15 @@ def gpus() -> list[str]:
     return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
 
 
-def make_slots(jobs: int | None, threads: int | None, devices: list[str]) -> list[list[str]]:
-    """The GPUs of each slot: as many slots as asked for, or as there are GPUs, or as cores for so many threads each."""
-    from gat.runtime import cores  # imports torch
+def remove_stale_locks(path: Path = Path(".dvc/tmp/rwlock")) -> None:
+    """Remove DVC's file of read and write locks if all their processes are dead; DVC would wait for zombies."""
+    if path.exists() and not any(is_alive(int(pid)) for pid in re.findall(r'"pid": *(\d+)', path.read_text())):
+        path.unlink()
 
-    count = jobs or len(devices) or max(1, cores() // (threads or cores()))
-    if count > len(devices):
-        return [[devices[i % len(devices)]] if devices else [] for i in range(count)]
-    return [devices[i * len(devices) // count : (i + 1) * len(devices) // count] for i in range(count)]
+
+def run_dvc(*command: str) -> bytes:
+    """Run a short command of DVC's; its output."""
+    return subprocess.run(("dvc", *command), check=True, stdout=subprocess.PIPE, preexec_fn=end_with_parent).stdout
 
 
 def main() -> None:
@@ -225,46 +213,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stages.repro", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--jobs", type=int, help="slots (default: one for each GPU, or the cores / compute.threads)")
-    parser.add_argument("--ablations", action="store_true", help="also what ablations/dvc.yaml has")
-    parser.add_argument("--list", action="store_true", help="print the stages of each training, a line each, and stop")
+    parser.add_argument("--jobs", type=int, help="slots (default: one per GPU, or per compute.threads cores)")
+    parser.add_argument("--ablations", action="store_true", help="also run ablations/dvc.yaml")
+    parser.add_argument(
+        "--list", action="store_true", help="print the stages of each training, one line each, and exit"
+    )
     arguments = parser.parse_args()
-    jobs = arguments.jobs
-    if jobs is not None and jobs < 1:
-        parser.error("argument --jobs: 1 or more")
-    end_with_parent()
-
-    def stop(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
-    console = Console()
+    if arguments.jobs is not None and arguments.jobs < 1:
+        parser.error("argument --jobs: must be at least 1")
     try:
         params = load_params()
         if arguments.list:
             print(*(" ".join(stages) for stages in training_stages(params, params.trainings)), sep="\n")
             return
-        if arguments.ablations:
-            for run in params.analyze.runs:
-                params.recipe(run)  # that it is trained
-        forget_dead_locks()
-        subprocess.run(["dvc", "--wait-for-lock", "repro", "--quiet", "--single-item", "source"], check=True)
-        changed = set(
-            json.loads(subprocess.run(["dvc", "status", "--json"], check=True, stdout=subprocess.PIPE).stdout)
-        )
-        slots = make_slots(jobs, params.compute.threads, gpus())
-        for phase in phases(params, changed, arguments.ablations):
-            if not run_side_by_side(phase, slots, console):
-                sys.exit(1)
-        if arguments.ablations:
-            subprocess.run(["dvc", "repro", "ablations/dvc.yaml"], check=True)
-        sys.exit(subprocess.run(["dvc", "repro"]).returncode)
+        for run in params.analyze.runs if arguments.ablations else ():
+            params.recipe(run)  # raises if it is not trained
+        os.environ |= {SLOT: "1", "PYTHONUNBUFFERED": "1"}
+        remove_stale_locks()
+        run_dvc("--wait-for-lock", "repro", "--quiet", "--single-item", "code", "source", "tidy")
+        phases = make_phases(params, {*json.loads(run_dvc("status", "--json"))}, arguments.ablations)
+        scheduler = Scheduler(make_slots(arguments.jobs, params.compute.threads, find_gpus()))
+        asyncio.run(scheduler.run(phases))
+        if scheduler.stopped:
+            raise KeyboardInterrupt
+        sys.exit(scheduler.failed)
     except ParamsError as error:
         sys.exit(f"params.yaml: {error}")
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)
     except KeyboardInterrupt:
-        print("\nstopped; run it again to resume from what it saved", file=sys.stderr)
+        print("\ninterrupted; run again to resume from the last checkpoint", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 

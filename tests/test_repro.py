@@ -1,0 +1,69 @@
+"""The scheduler of `python -m stages.repro`, with a shell script in the place of DVC. tests/test_graph.py runs DVC."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from stages.repro import Job, make_slots
+
+DVC = """#!/bin/sh
+for name; do :; done
+echo "running $name"
+[ $name != fails ] || exit 1
+[ $name = short ] || { trap "" INT; touch "$0.waits"; sleep 600; }
+"""
+RUN = """
+import asyncio, sys
+from stages.repro import Job, Scheduler
+scheduler = Scheduler([[]])
+asyncio.run(scheduler.run([[Job([name]) for name in sys.argv[1:]]]))
+"""
+
+
+def run_jobs(folder: Path, *names: str) -> subprocess.Popen[str]:
+    """Start jobs in one slot."""
+    (folder / "dvc").write_text(DVC)
+    (folder / "dvc").chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", RUN, *names]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_no_job_starts_after_a_failure(tmp_path):
+    said, _ = run_jobs(tmp_path, "short", "fails", "next").communicate(timeout=60)
+    assert re.fullmatch(r"short: \d+ s\nrunning fails\nfails failed\n", said)
+
+
+def test_second_interrupt_kills_what_ignores_the_first(tmp_path):
+    process = run_jobs(tmp_path, "stubborn", "next")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "dvc.waits").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert "Ctrl-C again kills them" in process.stdout.readline()
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == ""  # and `sleep`, whose output it would wait for
+
+
+@pytest.mark.parametrize(
+    ("jobs", "gpus", "slots"),
+    [(None, "01", ["0", "1"]), (2, "01234", ["01", "234"]), (3, "01", ["0", "1", "0"]), (2, "", ["", ""])],
+)
+def test_slots_divide_gpus_or_share_them(jobs, gpus, slots):
+    assert make_slots(jobs, None, [*gpus]) == [[*slot] for slot in slots]
+
+
+def test_status_is_the_last_state_of_a_progress_bar():
+    output = "start\n\rtrain:  0%|  | 0/9\rtrain: 50%|█ | 4/9 [00:01<00:01]"
+    job = Job(["train@S-2-0"], output=output.encode())
+    assert (job.name, job.lines[0], job.status) == ("S-2-0", "start", "train: 50% 4/9 [00:01<00:01]")
