@@ -9,16 +9,16 @@ from gat.config import Recipe
 
 
 def plain_name(source: str) -> str:
-    """A data source or teacher without the folders in which this machine has it."""
-    path = Path(source).expanduser()
-    return " ".join((path.name if path.exists() else source).split())
+    """A data source or teacher in one line; a path, which begins with `.`, `/` or `~`, is only its last name."""
+    name = Path(source).absolute().name if source.startswith((".", "/", "~")) else source
+    return " ".join(name.split())
 
 
 def without_folders(value: Any) -> Any:
-    """Settings in which a path is only its last name."""
+    """Settings with the plain names of all values."""
     if isinstance(value, dict):
         return {key: without_folders(own) for key, own in value.items()}
-    return plain_name(value) if isinstance(value, str) and value.startswith((".", "/", "~")) else value
+    return plain_name(value) if isinstance(value, str) else value
 
 
 def as_yaml(settings: dict[str, Any]) -> str:
