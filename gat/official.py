@@ -28,11 +28,7 @@ def _depth(state: dict[str, Tensor], blocks: str = "blocks.") -> int:
 
 
 def load_generator(state_dict: dict[str, Tensor], heads: int) -> Generator:
-    """A `Generator` with weights of the release.
-
-    Raises:
-        KeyError, RuntimeError: weights are missing or unknown.
-    """
+    """A `Generator` with weights of the release; KeyError or RuntimeError where some are missing or unknown."""
     classes, width = state_dict["w_avg"].shape
     channels, patch = state_dict["x_embedder.proj.weight"].shape[1:3]
     generator = Generator(
@@ -51,15 +47,9 @@ def load_generator(state_dict: dict[str, Tensor], heads: int) -> Generator:
 
 
 def load_discriminator(state_dict: dict[str, Tensor], heads: int, channels: int = 4) -> Discriminator:
-    """A `Discriminator` with weights of the release.
+    """A `Discriminator` with weights of the release; KeyError or RuntimeError where some are missing or unknown.
 
-    Args:
-        state_dict: the weights.
-        heads: number of attention heads.
-        channels: of one latent; the weights show only those of all levels together.
-
-    Raises:
-        KeyError, RuntimeError: weights are missing or unknown.
+    `channels` are those of one latent; the weights show only those of all levels together.
     """
     width, stacked, patch, _ = state_dict["x_embedder.proj.weight"].shape
     repa = state_dict.get("proj.4.weight")

@@ -54,6 +54,9 @@ def test_labels_are_numbers_or_names(pipeline):
     assert np.array_equal(arrays(pipeline, "goldfish"), want)
     again = GATPipeline(**pipeline.components)
     assert np.array_equal(arrays(again, ["goldfish"]), want)
+    del pipeline.generator.class_names
+    with pytest.raises(ValueError, match=r"'goldfish' .*integers"):
+        GATPipeline(pipeline.generator, pipeline.vae)("goldfish")
 
 
 def test_labels_can_have_several_images_and_images_their_own_generator(pipeline):
@@ -78,12 +81,6 @@ def test_labels_can_have_several_images_and_images_their_own_generator(pipeline)
 def test_wrong_arguments_are_named(arguments, named, pipeline):
     with pytest.raises(ValueError, match=named):
         pipeline(**{"class_labels": [2, 1]} | arguments)
-
-
-def test_names_need_a_pipeline_with_names(pipeline):
-    del pipeline.generator.class_names
-    with pytest.raises(ValueError, match=r"'goldfish' .*integers"):
-        GATPipeline(pipeline.generator, pipeline.vae)("goldfish")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.interpolate import CubicSpline
+from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from gat.config import ParamsError, Showcase
@@ -52,11 +53,7 @@ def write_showcase(
 ) -> dict[str, Any]:
     """Write the images, the video and, of a small model, the live generator's graph; `stages.showcase` lists the files.
 
-    Args:
-        folder: an existing one.
-        pipeline: whose images are shown.
-        settings: what is shown of it.
-        training: of the images that it was trained on; None: no nearest training images are shown.
+    Without features of `training` images no neighbours are shown.
 
     Returns:
         Labels, seeds, values and sizes of what was written, distances to the nearest training images, and the live
@@ -130,26 +127,6 @@ def level_images(pipeline: GATPipeline, labels: Sequence[int], seeds: Sequence[i
     return np.stack([decode(pipeline.vae, level).cpu().numpy() for level in levels], axis=1)
 
 
-def nearest(
-    features: np.ndarray, candidates: np.ndarray, count: int, own: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of M candidates (M, d) to features (N, d): their rows int64 (N, count) and distances (N, count).
-
-    Args:
-        features: of the images whose neighbours are searched.
-        candidates: of the images to compare them with.
-        count: how many, at most M, or M − 1 with `own`.
-        own: (N,) rows of the same images among the candidates, to exclude.
-    """
-    x, y = torch.from_numpy(features).float(), torch.from_numpy(candidates).float()
-    # The matrix-product form rounds the small distances between copies away.
-    distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    if own is not None:
-        distances[torch.arange(len(own)), torch.from_numpy(own)] = torch.inf
-    values, rows = distances.topk(count, largest=False)
-    return rows.numpy(), values.numpy()
-
-
 def neighbours(samples: np.ndarray, training: TrainingFeatures, count: int) -> tuple[np.ndarray, dict[str, Any]]:
     """Nearest training images of samples and, for comparison, of real images: copies would be nearer than reals are.
 
@@ -163,19 +140,18 @@ def neighbours(samples: np.ndarray, training: TrainingFeatures, count: int) -> t
         then as many reals. And the distances of all samples, and of as many reals, to their nearest training image.
     """
     images, kept, features, extract = training
-    flat, first = samples.reshape(-1, *samples.shape[2:]), slice(None, None, samples.shape[1])
-    count = min(count, len(features) - 1)
+    flat = samples.reshape(-1, *samples.shape[2:])
     reals = evenly_spaced(len(features), len(flat))
-    rows, distances = nearest(extract(flat), features, count)
-    real_rows, real_distances = nearest(features[reals], features, count, reals)
-    queries = np.concatenate([flat[first], images[kept[reals[first]]]])
-    found = kept[np.concatenate([rows[first], real_rows[first]])]
-    pictures = images[found.ravel()].reshape(*found.shape, *queries.shape[1:])
-    return np.concatenate([queries[:, None], pictures], axis=1), {
+    queries = np.concatenate([flat, images[kept[reals]]])
+    distances = cdist(np.concatenate([extract(flat), features[reals]]), features)
+    distances[len(flat) + np.arange(len(reals)), reals] = np.inf  # a real image is not its own neighbour
+    rows, nearest = distances.argsort(axis=1)[:, : min(count, len(features) - 1)], distances.min(axis=1).round(4)
+    pictures = [[queries[i], *images[kept[rows[i]]]] for i in range(0, len(queries), samples.shape[1])]
+    return np.array(pictures), {
         "training_images": len(kept),
         "of": len(images),
-        "samples": distances[:, 0].round(4).tolist(),
-        "reals": real_distances[:, 0].round(4).tolist(),
+        "samples": nearest[: len(flat)].tolist(),
+        "reals": nearest[len(flat) :].tolist(),
     }
 
 
