@@ -1,8 +1,7 @@
-# `make repro`, `make ablations` and `make test` are all that a fresh clone needs. JOBS=N: trainings side by side, where all cores or
-# GPUs are too many or too few.
+# A fresh clone needs only `make repro`, `make ablations` or `make test`. JOBS=N sets how many trainings run side by side.
 PYTHON ?= python3
 READY := .venv/installed
-# The graph's commands say just `python`.
+# Commands in dvc.yaml call `python`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: repro ablations test test-thorough lint lock
@@ -31,7 +30,7 @@ $(READY): requirements.lock
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	touch $@
 
-# Pins every dependency of pyproject.toml, for all platforms, without the address it came from.
+# Pins all dependencies of pyproject.toml, for all platforms, whatever package index they come from.
 lock:
 	uv pip compile pyproject.toml --extra pipeline --extra repa --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --output-file requirements.lock

@@ -16,20 +16,20 @@ from accelerate.utils import GradientAccumulationPlugin
 from gat.config import Compute
 from gat.files import atomic_write, lock
 
-PROCESS_GROUP_TIMEOUT = timedelta(days=1)  # the others may wait for one that fetches ImageNet
+PROCESS_GROUP_TIMEOUT = timedelta(days=1)  # processes may wait for one that downloads ImageNet
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 def cores() -> int:
-    """Cores that this process may use; of several processes on one machine, each its share."""
+    """Cores that this process may use; several processes of a stage divide a machine's cores."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def make_accelerator(compute: Compute = Compute()) -> Accelerator:  # noqa: B008 (frozen)
-    """Accelerate as the machine's own configuration has it: with TF32 on a GPU, on a CPU with `compute.threads`.
+    """An Accelerator with the machine's own configuration; with TF32 on GPUs.
 
-    Where that is null a process takes its share of the cores (`accelerate launch` gives it one).
+    PyTorch uses `compute.threads` threads or, if that is null, this process's share of the cores.
     """
     torch.set_float32_matmul_precision("high")
     torch.set_num_threads(compute.threads or cores())
@@ -42,18 +42,18 @@ def make_accelerator(compute: Compute = Compute()) -> Accelerator:  # noqa: B008
     return Accelerator(
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=handlers,
-        # The trainer's own micro-batches; ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide its losses once more.
+        # The trainer accumulates itself; ACCELERATE_GRADIENT_ACCUMULATION_STEPS would scale its losses again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
 
 
 def keep_memory() -> None:
-    """Have glibc keep memory that the system has given it.
+    """Have glibc's malloc keep freed memory for reuse.
 
-    Asking again for every large tensor costs up to a quarter of a training step on a CPU.
+    Requesting it from the kernel again for every large tensor takes up to a quarter of a training step on a CPU.
     """
     if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # a C library other than glibc
+        with suppress(OSError, AttributeError):  # not glibc
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(M_MMAP_MAX, 0)
             libc.mallopt(M_TRIM_THRESHOLD, -1)
@@ -61,7 +61,7 @@ def keep_memory() -> None:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[Callable[[], bool]]:
-    """`gat.files.lock` for all processes of this program together; its function answers on the main process."""
+    """Hold `gat.files.lock` for all processes of this program; only on the main one can its function return True."""
     state = PartialState()
     with lock(folder) if state.is_main_process else nullcontext(lambda: False) as awaited:
         state.wait_for_everyone()
