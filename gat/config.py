@@ -1,4 +1,4 @@
-"""params.yaml as typed, validated objects. Reading it imports nothing heavy, so that a wrong value stops at once."""
+"""params.yaml as typed, validated objects. This module imports nothing heavy, so an invalid value fails immediately."""
 
 import json
 import re
@@ -26,7 +26,7 @@ from ruamel.yaml.error import YAMLError
 from gat.sizes import discriminator_size, head_count, level_count, norm_groups
 
 MODEL = "model"  # the model under test
-INCEPTION_FEATURES = 2048  # a covariance of fewer samples than features is singular, and the FID of it no estimate
+INCEPTION_FEATURES = 2048  # the covariance of fewer samples than features is singular
 
 Dimension = Annotated[int, Field(gt=0, le=65536)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -36,7 +36,7 @@ Color = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 
 
 class ParamsError(ValueError):
-    """A wrong value in params.yaml; the message names the key, the value and what is allowed."""
+    """An invalid value in params.yaml; the message names the key, the value and what is allowed."""
 
 
 class _Section(BaseModel):
@@ -47,7 +47,7 @@ _SectionType = TypeVar("_SectionType", bound=_Section)
 
 
 class Data(_Section):
-    """Where images come from and how they are cut."""
+    """Source and format of the images."""
 
     source: PathOrHubId
     split: str
@@ -60,7 +60,7 @@ class Data(_Section):
 
 
 class VaeRecipe(_Section):
-    """How to train a small autoencoder."""
+    """Settings of a small autoencoder."""
 
     channels: Annotated[list[Dimension], Field(min_length=2, max_length=8)]
     latent_channels: Dimension
@@ -84,7 +84,7 @@ class Vae(_Section):
 
 
 class Classifier(_Section):
-    """How to train the classifier whose features stand in for Inception's."""
+    """Settings of the classifier whose features replace Inception's."""
 
     steps: PositiveInt
     batch_size: PositiveInt
@@ -93,7 +93,7 @@ class Classifier(_Section):
 
 
 class Metrics(_Section):
-    """How samples are evaluated."""
+    """Features, reference statistics and labels behind all metrics."""
 
     extractor: Literal["classifier", "inception"]
     mode: Literal["clean", "legacy_tensorflow"]
@@ -104,7 +104,7 @@ class Metrics(_Section):
 
 
 class Evaluate(_Section):
-    """Which samples are evaluated at the end."""
+    """Samples for the final metrics."""
 
     samples: Annotated[int, Field(ge=100)]
     seed: Seed
@@ -114,7 +114,7 @@ class Evaluate(_Section):
 
 
 class Showcase(_Section):
-    """What is shown of each run, of its first seed."""
+    """Images and video of each run, from its first seed."""
 
     classes: Annotated[list[NonNegativeInt], Field(min_length=1)] | None
     seeds: PositiveInt
@@ -127,7 +127,7 @@ class Showcase(_Section):
 
 
 class Analyze(_Section):
-    """What is measured inside of networks, by `ablations/dvc.yaml`."""
+    """Analyses of trained networks in `ablations/dvc.yaml`."""
 
     runs: list[str]
     samples: Annotated[int, Field(ge=20)]
@@ -136,7 +136,7 @@ class Analyze(_Section):
 
 
 class NetworkOverride(_Section):
-    """A discriminator's size where it differs from its generator's; null: the same."""
+    """The size of a discriminator that differs from its generator's; null: the same."""
 
     width: Dimension | None = None
     depth: Dimension | None = None
@@ -145,7 +145,7 @@ class NetworkOverride(_Section):
 
 
 class Network(_Section):
-    """A transformer's size."""
+    """The size of a transformer."""
 
     width: Dimension
     depth: Dimension
@@ -159,9 +159,9 @@ class Network(_Section):
 
 
 class Run(Network):
-    """A model: a generator's size, its discriminator's, and what it overrides of `train`, `loss` and `repa`.
+    """A model: the sizes of its generator and discriminator, and its overrides of `train`, `loss` and `repa`.
 
-    With `pretrained`, a pipeline folder, nothing is trained, and the size is that of the folder's generator.
+    With `pretrained`, a pipeline folder, nothing is trained, and the size is that of the generator in the folder.
     """
 
     pretrained: PathOrHubId | None = None
@@ -180,12 +180,12 @@ class Run(Network):
             config = json.loads((Path(folder).expanduser() / "generator/config.json").read_text())
             return values | {key: config[key] for key in ("width", "depth", "heads", "patch")}
         except (OSError, ValueError, KeyError):
-            allowed = "pipeline folders, as training and `python -m gat.official` write them"
+            allowed = "pipeline folders from this project, such as runs/RUN/seed-N/pipeline"
             raise ParamsError(f"pretrained: {folder!r} is not allowed; allowed: {allowed}") from None
 
     @property
     def changes_recipe(self) -> bool:
-        """Whether it overrides settings or the discriminator's size, or is pretrained; then no law is fitted to it."""
+        """Whether it overrides settings or is pretrained; the power law is fitted only to other runs."""
         sizes = self.discriminator.model_dump(exclude_none=True)
         return bool(self.train or self.loss or self.repa or self.pretrained or sizes)
 
@@ -196,7 +196,7 @@ class Run(Network):
 
 
 class ModelUnderTest(Run):
-    """The run that experiments change; it is trained once."""
+    """The run that experiments change; it is trained with one seed."""
 
     seed: Seed
 
@@ -214,7 +214,7 @@ class Levels(_Section):
 
 
 class Augment(_Section):
-    """Augmentation: `color`, `flip` are probabilities, `translation`, `cutout` fractions of the side; 0 is off."""
+    """Augmentation: `color` and `flip` are probabilities, `translation` and `cutout` fractions of the side; 0: off."""
 
     color: UnitInterval = 0.5
     translation: UnitInterval = 0.125
@@ -233,7 +233,7 @@ class Loss(_Section):
 
 
 class Repa(_Section):
-    """Representation alignment: the discriminator learns to predict a teacher's features of the reals."""
+    """Representation alignment (paper, section 3.2): D predicts a teacher's features of the real images."""
 
     teacher: PathOrHubId | None = "facebook/dinov2-base"
     weight: NonNegativeFloat = 1.0
@@ -241,7 +241,7 @@ class Repa(_Section):
 
 
 class Optimization(_Section):
-    """The optimization (paper, section 5 and appendix); the defaults are the values of the paper's scaling runs."""
+    """Optimization (paper, section 5 and appendix); the defaults are those of the paper's scaling runs."""
 
     steps: PositiveInt = 50_000
     batch_size: PositiveInt = 512
@@ -256,7 +256,7 @@ class Optimization(_Section):
 
 
 class Compute(_Section):
-    """What changes speed and memory but not the result, apart from rounding; no stage depends on it."""
+    """Settings of speed and memory, which change results only by rounding; dvc.yaml does not depend on them."""
 
     threads: PositiveInt | None = None
     compile: bool = False
@@ -269,7 +269,7 @@ class Compute(_Section):
 
 
 class Report(_Section):
-    """How the figures look."""
+    """Colors of the figures, and the bootstrap of the power law."""
 
     colors: Annotated[list[Color], Field(min_length=1)]
     highlight: Color
@@ -277,7 +277,7 @@ class Report(_Section):
 
 
 class Recipe(NamedTuple):
-    """What defines the training of one run, apart from the seed: its sections, with what it overrides."""
+    """The settings of a run, including its overrides; with a seed they define a training."""
 
     run: Run
     loss: Loss
@@ -286,18 +286,18 @@ class Recipe(NamedTuple):
 
 
 class Training(NamedTuple):
-    """One training: of a run of the study with a seed, or of the model under test. Stages are named after it."""
+    """A run of the study with a seed, or the model under test."""
 
     run: str
     seed: int
 
     @property
     def folder(self) -> str:
-        """Where it is below `runs/` and `results/`."""
+        """Its folder in `runs/` and `results/`."""
         return MODEL if self.run == MODEL else f"{self.run}/seed-{self.seed}"
 
     def stage(self, name: str) -> str:
-        """What dvc.yaml calls one of its stages."""
+        """The name of a stage of this training in dvc.yaml, such as `train@S-2-0`."""
         return f"{name}-{MODEL}" if self.run == MODEL else f"{name}@{self.run}-{self.seed}"
 
 
@@ -323,7 +323,7 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        """A file of parameters leaves no key to its default."""
+        """Check that every key is present: a params file does not rely on defaults."""
         for name in ("loss", "loss.levels", "loss.augment", "repa", "train", "compute"):
             section = attrgetter(name)(self)
             for key in sorted(type(section).model_fields.keys() - section.model_fields_set):
@@ -337,9 +337,9 @@ class Params(_Section):
                 _require(name in self.study, key, name, "entries of study: " + ", ".join(self.study))
         for name in self.ablations:
             _require(name not in self.runs, "ablations", name, "entries of study that are not in runs")
-        _require(MODEL not in self.study, "study", MODEL, "other names; model is the model under test")
+        _require(MODEL not in self.study, "study", MODEL, "other names, since model is the model under test")
         for name in self.study:
-            allowed = "names of letters, digits, - and _, since they become names of folders and stages"
+            allowed = "letters, digits, - and _, starting with a letter or digit"
             _require(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) is not None, "study", name, allowed)
         for key, values in (
             ("runs", self.runs),
@@ -353,30 +353,30 @@ class Params(_Section):
         _require_file("metrics.reference", self.metrics.reference)
         if self.metrics.extractor == "inception":
             for key, samples in self._sample_counts():
-                _require(samples > INCEPTION_FEATURES, key, samples, f"more than {INCEPTION_FEATURES}, one a feature")
+                _require(samples > INCEPTION_FEATURES, key, samples, f"more than {INCEPTION_FEATURES}, one per feature")
         trained_here = self.metrics.extractor == "classifier"
-        _require(not trained_here or self.metrics.classifier is not None, "metrics.classifier", None, "its recipe")
+        _require(not trained_here or self.metrics.classifier is not None, "metrics.classifier", None, "a recipe")
         for name in (MODEL, *self.trained_runs):
             self._check_run(name)
         if self.vae.pretrained is None:
-            _require(self.vae.recipe is not None, "vae.recipe", None, "a recipe, vae.pretrained being null")
+            _require(self.vae.recipe is not None, "vae.recipe", None, "a recipe, since vae.pretrained is null")
         if self.vae.pretrained is None and self.vae.recipe is not None:
             channels = self.vae.recipe.channels
             groups = norm_groups(channels)
             fitting = all(count % groups == 0 for count in channels)
-            _require(fitting, "vae.recipe.channels", channels, f"multiples of {groups}, in which they are normalized")
+            _require(fitting, "vae.recipe.channels", channels, f"multiples of {groups}, the normalization groups")
             size, factor = self.data.resolution, self.vae.recipe.downsampling_factor
             _require(
                 size % factor == 0,
                 "data.resolution",
                 size,
-                f"multiples of {factor} (2 to the len(channels) − 1 of vae)",
+                f"multiples of {factor}, the VAE's downsampling factor",
             )
             self.check_latent_size(size // factor)
         return self
 
     def _sample_counts(self) -> Iterator[tuple[str, int]]:
-        """From how many samples FIDs are computed, by key."""
+        """Keys and values of the numbers of samples that FIDs are computed from."""
         yield "evaluate.samples", self.evaluate.samples
         for name in (MODEL, *self.trained_runs):
             run, _, train, _ = self.recipe(name)
@@ -385,16 +385,16 @@ class Params(_Section):
                 yield f"{own}train.eval_samples", train.eval_samples
 
     def check_latent_size(self, latent_size: float) -> None:
-        """Check that latents of a side divide into the patches of every run; of a pretrained VAE it is known late.
+        """Check that the side of latents is a multiple of every patch; with a pretrained VAE it is known only later.
 
         Raises:
-            ParamsError: they do not.
+            ParamsError: it is not.
         """
         _require(latent_size % 1 == 0, "data.resolution", self.data.resolution, "multiples of the VAE's factor")
         for name in (MODEL, *self.trained_runs):
             run, key = self.recipe(name).run, self.key(name)
             for where, network in ((key, run), (f"{key}.discriminator", run.discriminator_network)):
-                allowed = f"divisors of {latent_size:.0f}, the latents' side"
+                allowed = f"divisors of {latent_size:.0f}, the side of the latents"
                 fits = run.pretrained is not None or latent_size % network.patch == 0
                 _require(fits, f"{where}.patch", network.patch, allowed)
 
@@ -409,28 +409,28 @@ class Params(_Section):
             _require(width % heads == 0, f"{where}.width", width, f"multiples of {where}.heads ({heads})")
             if network.heads == "auto":
                 _require(width % 4 == 0, f"{where}.width", width, "multiples of 4")
-            _require(width // heads % 4 == 0, f"{where}.heads", heads, "such that width/heads is a multiple of 4")
+            _require(width // heads % 4 == 0, f"{where}.heads", heads, "any such that width/heads is a multiple of 4")
         levels = loss.levels.used
         _require(run.depth % levels == 0, f"{key}.depth", run.depth, f"multiples of loss.levels.count ({levels})")
 
     @property
     def trainings(self) -> list[Training]:
-        """Those of `dvc.yaml`: the model under test once, every run of the study with every seed."""
+        """The trainings of `dvc.yaml`: the model under test, and every run of the study with every seed."""
         study = [Training(run, seed) for run in self.runs for seed in self.seeds]
         return [Training(MODEL, self.model.seed), *study]
 
     @property
     def ablation_trainings(self) -> list[Training]:
-        """Those of `ablations/dvc.yaml`: every ablation with every seed."""
+        """The trainings of `ablations/dvc.yaml`: every ablation with every seed."""
         return [Training(run, seed) for run in self.ablations for seed in self.seeds]
 
     @property
     def trained_runs(self) -> list[str]:
-        """Entries of the study that are trained, by either graph."""
+        """Entries of the study that `dvc.yaml` or `ablations/dvc.yaml` trains."""
         return [*self.runs, *self.ablations]
 
     def baseline(self, ablation: str) -> str | None:
-        """The one of `runs` that an ablation changes: its generator has the same size, and it overrides nothing."""
+        """The run that an ablation is compared with: one with a generator of the same size that overrides nothing."""
 
         def size(name: str) -> tuple[int, ...]:
             run = self.study[name]
@@ -441,11 +441,11 @@ class Params(_Section):
 
     @staticmethod
     def key(name: str) -> str:
-        """Where in params.yaml the size of a run is."""
+        """The key of a run in params.yaml."""
         return name if name == MODEL else f"study.{name}"
 
     def run(self, name: str) -> Run:
-        """A run by its name.
+        """The run of this name.
 
         Raises:
             ParamsError: there is no such run.
@@ -454,10 +454,10 @@ class Params(_Section):
         return self.model if name == MODEL else self.study[name]
 
     def recipe(self, name: str) -> Recipe:
-        """The size, the losses, the optimization and the teacher of a run, with what it overrides.
+        """The settings of a run, including its overrides.
 
         Raises:
-            ParamsError: there is no such run, or an override is wrong.
+            ParamsError: there is no such run, or an override is invalid.
         """
         key, run = self.key(name), self.run(name)
         return Recipe(
@@ -474,7 +474,7 @@ def _require(condition: bool, key: str, value: object, allowed: str) -> None:
 
 
 def _require_file(key: str, value: str | None) -> None:
-    """What is written as a path must be there; anything else is a name on a hub."""
+    """Check that a value written as a path exists; other values are hub ids."""
     if value is not None and value.startswith((".", "/", "~")):
         _require(Path(value).exists(), key, value, "a file or folder that exists")
 
@@ -495,7 +495,7 @@ def _overridden(section: _SectionType, changes: dict[str, Any], key: str) -> _Se
 
 
 def _first_error(error: ValidationError, prefix: str = "") -> str:
-    """One line on the first error: key, value and what is allowed."""
+    """The first error in one line: key, value and what is allowed."""
     first = error.errors()[0]
     key = _key(first)
     if isinstance(cause := first.get("ctx", {}).get("error"), ParamsError):
@@ -510,24 +510,24 @@ def _first_error(error: ValidationError, prefix: str = "") -> str:
 
 
 def _key(error: Any) -> str:
-    """The dotted key of a pydantic error, without the branches of a union that it went through."""
+    """The dotted key of a pydantic error, without the branches of unions."""
     return ".".join(str(part) for part in error["loc"] if not re.match(r"(constrained-|literal\[|int$)", str(part)))
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and check a params file.
+    """Read and validate a params file.
 
     Raises:
-        ParamsError: the file is missing or not YAML, or a key is unknown, missing or wrong; one line says which.
+        ParamsError: the file is missing or not YAML, or a key is unknown, missing or invalid; the message is one line.
     """
     try:
         content = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))  # YAML 1.2, as DVC writes it
     except OSError as error:
         raise ParamsError(f"{path}: {error.strerror}; copy one from profiles/") from None
-    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date that there is not
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or an invalid date
         raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ParamsError(f"{path}: not a file of keys and values; copy one from profiles/")
+        raise ParamsError(f"{path}: not a mapping of keys to values; copy one from profiles/")
     try:
         return Params.model_validate(content)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Seeds by purpose: random numbers that depend neither on the process nor on what was drawn before."""
+"""Seeds by purpose: random numbers that do not depend on the process or on earlier draws."""
 
 from enum import IntEnum
 
@@ -7,19 +7,19 @@ import torch
 
 
 class Purpose(IntEnum):
-    """What random numbers are for, so that no two uses of one seed share them."""
+    """Uses of random numbers, so that no two uses of one seed share them."""
 
-    ORDER = 0  # of the training samples
-    MIRROR = 1  # which of them are mirrored
+    ORDER = 0  # order of the training samples
+    MIRROR = 1  # which training samples are mirrored
     STEP = 2  # posterior, z, augmentation and noise of a training step
     SAMPLES = 3  # z of evaluation samples
-    WEIGHTS = 4  # initial ones
-    STEP_SIZES = 5  # z of the samples followed through optimizer steps
+    WEIGHTS = 4  # initial weights
+    STEP_SIZES = 5  # z of the samples whose change per optimizer step is measured
     ANALYSIS = 6  # z and noise of an analysis
 
 
 def seed_of(seed: int, purpose: Purpose, *key: int) -> int:
-    """A well-mixed 63-bit seed of a seed, a purpose, and further integers such as a step; all non-negative."""
+    """A 63-bit seed from a seed, a purpose, and further integers such as a step, all non-negative."""
     return int(np.random.SeedSequence((seed, purpose, *key)).generate_state(1, np.uint64)[0] >> 1)
 
 

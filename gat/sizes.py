@@ -1,14 +1,14 @@
-"""Sizes of networks, and the rules by which params.yaml's sizes become full ones. Imports nothing heavy."""
+"""Network sizes of the paper, and rules that complete the sizes in params.yaml. Imports nothing heavy."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-HEAD_SIZE = 64  # that `heads: auto` aims at
+HEAD_SIZE = 64  # target of `heads: auto`
 
 
 class Size(NamedTuple):
-    """One row of the paper's table of sizes (DiT's): a model is a size and a patch, such as XL/2."""
+    """A row of the paper's table of sizes, which are DiT's. A size and a patch make a model, such as XL/2."""
 
     depth: int
     width: int
@@ -19,7 +19,7 @@ SIZES = {"S": Size(12, 384, 6), "B": Size(12, 768, 12), "L": Size(24, 1024, 16),
 
 
 def head_count(width: int, heads: int | str) -> int:
-    """`heads`, or for `auto` the number of heads whose size is nearest to 64 and a multiple of 4."""
+    """`heads`, or for `auto` the number of heads whose size is a multiple of 4 and closest to 64."""
     if isinstance(heads, int):
         return heads
     fitting = [h for h in range(1, width + 1) if width % h == 0 and (width // h) % 4 == 0]
@@ -27,9 +27,9 @@ def head_count(width: int, heads: int | str) -> int:
 
 
 def discriminator_size(generator: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A discriminator's width, depth, heads and patch: its generator's, but for `changes` that are not None.
+    """A discriminator's width, depth, heads and patch: its generator's, overridden by `changes` that are not None.
 
-    Another width without a number of heads means `auto` heads.
+    If the width is overridden and the number of heads is not, heads are `auto`.
     """
     changed = {key: value for key, value in changes.items() if value is not None}
     heads = {"heads": "auto"} if "width" in changed else {}
@@ -37,10 +37,10 @@ def discriminator_size(generator: Mapping[str, Any], changes: Mapping[str, Any])
 
 
 def level_count(schedule: str, count: int) -> int:
-    """Levels of a generator: `count`, or without noise guidance the finished image alone."""
+    """Number of levels of a generator: `count`, or 1 without noise guidance."""
     return 1 if schedule == "none" else count
 
 
 def norm_groups(channels: Sequence[int]) -> int:
-    """Normalization groups of a small autoencoder with layers of so many channels; it must divide all of them."""
+    """Number of normalization groups of a small autoencoder with these channels; it must divide all of them."""
     return min(8, *channels)
