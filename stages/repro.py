@@ -92,8 +92,9 @@ class Scheduler:
 
     async def run(self, phases: list[list[Job]]) -> None:
         """Run phase after phase, the jobs of each side by side, until one fails or a signal stops all."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self.stop)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self.stop)
+        loop.add_signal_handler(signal.SIGTERM, self.stop, False)  # make and Slurm may each send one
         progress = asyncio.create_task(self._show_progress())
         for phase in phases:
             if not (self.failed or self.stopped):
@@ -115,8 +116,10 @@ class Scheduler:
                 self.failed = True
                 self.waiting.clear()
 
-    def stop(self) -> None:
-        """Interrupt all jobs, which then save checkpoints; when called again, or after a while, kill them."""
+    def stop(self, kill: bool = True) -> None:
+        """Interrupt all jobs, which then save checkpoints; if called again with `kill`, or after a while, kill them."""
+        if self.stopped and not kill:
+            return
         self.waiting.clear()
         if not self.stopped:
             self.console.print(f"waiting up to {PATIENCE_SECONDS} s for jobs to save and exit; Ctrl-C again kills them")
@@ -226,8 +229,9 @@ def main() -> None:
         if arguments.list:
             print(*(" ".join(stages) for stages in training_stages(params, params.trainings)), sep="\n")
             return
-        for run in params.analyze.runs if arguments.ablations else ():
-            params.recipe(run)  # raises if it is not trained
+        if arguments.ablations:
+            for run in params.analyze.runs:
+                params.recipe(run)  # raises if it is not trained
         os.environ |= {SLOT: "1", "PYTHONUNBUFFERED": "1"}
         remove_stale_locks()
         run_dvc("--wait-for-lock", "repro", "--quiet", "--single-item", "code", "source", "tidy")

@@ -49,6 +49,7 @@ def test_second_interrupt_kills_what_ignores_the_first(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert "Ctrl-C again kills them" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
