@@ -17,7 +17,7 @@ from gat.files import atomic_write
 from gat.report.ablations import same_baselines
 from gat.report.figures import draw_samples, draw_scaling, save
 from gat.report.laws import fit_scaling
-from gat.report.page import Provenance, about_content, render_page, showcase_content, study_content
+from gat.report.page import about_content, render_page, showcase_content, study_content
 from gat.report.tables import measurement_note, scaling_page
 from gat.report.trainings import smallest_and_largest, training_table
 from stages import (
@@ -59,14 +59,11 @@ def main(params: Params) -> None:
         text = scaling_page(table, scalings, floors, [note, "Made by `dvc repro`."])
         path.write_text(text, encoding="utf-8")
 
-    provenance = Provenance(
-        commit(),
-        {"make repro": "the whole study", "dvc repro": "only what has changed"},
-        {training: f"dvc repro {address(params, training, 'evaluate')}" for training in results},
-    )
+    commands = {"make repro": "the whole study", "dvc repro": "only what has changed"}
+    trainings = {training: f"dvc repro {address(params, training, 'evaluate')}" for training in results}
     shown = {run: SHOWCASE / run for run in dict.fromkeys(table.run) if run in params.runs}
     content, assets = showcase_content(shown, table)
-    content |= about_content(params, table, provenance)
+    content |= about_content(params, table, commit(), commands, trainings)
     content |= study_content(table, curves, scalings, *look)
     content |= {"notes": [note]} | ablations_content(params, table)
     with atomic_write(REPORTS / "index.html") as path:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
-from project import Project
+from project import Project, ran
 
 from gat.release.pipeline import GATPipeline
+from gat.study.results import Results
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
@@ -111,7 +112,7 @@ def hover(page: Page, plot: str, trace: str, point: int = 0) -> str:
 
 def test_nothing_goes_wrong_and_nothing_is_fetched(opened):
     assert opened.problems == []
-    assert opened.page.locator("h1").inner_text() == "How GANs of transformers scale on mnist5k"
+    assert "mnist5k" in opened.page.locator("h1").inner_text()
 
 
 def test_hover_has_the_tables_numbers(opened, finished):
@@ -122,21 +123,20 @@ def test_hover_has_the_tables_numbers(opened, finished):
     assert f"FID {float(f'{own.fid:.4g}'):g}" in shown
     assert f"{float(f'{2 * own.gmacs:.4g}'):g}" in shown
     opened.page.locator("#cost label", has_text="training").click()
-    assert f"{float(f'{own.train_gflops:.4g}'):g} training GMACs" in hover(opened.page, "#scaling-plot", "S-2")
+    assert f"{float(f'{own.training_gmacs:.4g}'):g} training GMACs" in hover(opened.page, "#scaling-plot", "S-2")
     opened.page.locator("#cost label", has_text="generator").click()
-    curve = pd.read_csv(finished.folder / "results/B-2/seed-0/live/plots/metrics/loss_g.tsv", sep="\t")
-    opened.page.locator("#metric").select_option("loss_g")
+    curves = Results(finished.folder / "results/B-2/seed-0").curves()
+    opened.page.locator("#metric").select_option(label="generator loss")
     drawn = opened.page.evaluate(
         "document.querySelector('#training-plot').data.filter((t) => t.legendgroup === 'B-2')[0].y"
     )
-    assert drawn == pytest.approx(curve.loss_g.tolist())
+    assert drawn == pytest.approx(curves["loss_g"][:, 1].tolist())
 
 
 def test_the_law_is_that_of_the_report(opened, finished):
     text, report = opened.page.locator("#law").inner_text(), (finished.folder / "reports/scaling.md").read_text()
-    assert ("A law needs three runs" in text) == ("## Laws" not in report)
-    if "## Laws" in report:
-        assert text.split("·")[0] in report
+    assert "FID ≈" in text
+    assert text in report
 
 
 @pytest.mark.parametrize(("option", "value", "place"), [("truncation_psi", 1.0, 1), ("guidance_scale", 2.0, 1)])
@@ -216,18 +216,15 @@ def test_the_table_sorts_by_its_headings(opened):
     assert page.locator(column).get_attribute("aria-sort") == "descending"
 
 
-def test_a_training_has_its_command_and_its_settings(opened, finished):
+def test_ablations_analyses_commands_and_settings_are_there(opened, finished):
+    assert "loss.levels.schedule=resized" in opened.page.locator("#ablations").inner_text()
+    assert "change when skipped" in opened.page.locator("#analyses").inner_text()
     opened.page.locator("#made-training").select_option(label="B-4, seed 1")
     text = opened.page.locator("#made-settings").inner_text()
     assert text.startswith("dvc repro evaluate@B-4-1")
     assert "patch: 4" in text
     commits = finished.type("git", "log", "--format=%H").stdout.split()
     assert any(commit in opened.page.locator("#made").inner_text() for commit in commits)
-
-
-def test_ablations_and_analyses_are_there(opened):
-    assert "loss.levels.schedule=resized" in opened.page.locator("#ablations").inner_text()
-    assert "Which blocks of the generator matter" in opened.page.locator("#analyses").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -260,17 +257,8 @@ def test_the_keyboard_is_enough(browser, finished):
     for _ in range(60):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.name"))
-    wanted = {
-        "cost",
-        "metric",
-        "explorer-class",
-        "explorer-sweep",
-        "explorer-value",
-        "live-mix",
-        "live-play",
-        "inside-run",
-    }
-    assert wanted <= set(reached)
+    explorer = {"explorer-class", "explorer-sweep", "explorer-value"}
+    assert {"cost", "metric", *explorer, "live-mix", "live-play", "inside-run"} <= set(reached)
     page.locator("#explorer-class input").first.focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_function("document.getElementById('explorer-S-2').dataset.shown?.startsWith('1 ')")
@@ -303,11 +291,8 @@ def test_names_of_classes_are_text(browser, finished, tmp_path):
 
 def test_a_changed_template_redraws_the_report_alone(finished, tmp_path):
     project = finished.duplicate(tmp_path / "p")
-    with (project.folder / "gat/page/page.html").open("a") as file:
+    with (project.folder / "gat/report/template/page.html").open("a") as file:
         file.write("<!-- changed -->\n")
     assert project.would_run() == ["report"]
-    done = project.type("dvc", "repro")
-    assert [line for line in done.stdout.splitlines() if "Running" in line and "'source'" not in line] == [
-        "Running stage 'report':"
-    ]
+    assert ran(project.type("dvc", "repro").stdout) == ["report"]
     assert "<!-- changed -->" in (project.folder / "reports/index.html").read_text()

@@ -17,7 +17,7 @@ from gat.config import MODEL, Training
 from gat.report.columns import COLUMNS, CURVES, mean_text
 from gat.report.comparisons import compare, compare_sizes
 from gat.report.figures import draw_samples, draw_scaling
-from gat.report.laws import COST_AXES, Points, fit_power_law, fit_scaling, forecast_largest
+from gat.report.laws import COST_AXES, Points, fit_power_law, fit_scaling, forecast_last
 from gat.report.page import render_page, study_content
 from gat.report.tables import runs_table, scaling_page
 from gat.report.trainings import smallest_and_largest, study_of, training_table
@@ -131,11 +131,11 @@ def test_the_papers_points_give_the_papers_numbers(monkeypatch):
     assert counted == pytest.approx(work - 50_000 * 512 * generator[trained])
 
 
-def test_forecast_of_the_largest_does_not_know_it():
-    x = np.array([1.0, 64.0, 4.0, 16.0])
+def test_forecast_does_not_know_what_it_predicts():
+    x = np.array([1.0, 4.0, 16.0, 64.0])
     y = [100 * cost**-0.5 * np.array(FACTORS) for cost in x]
-    y[1] = np.array([50.0, 50.0, 50.0])  # far off the law
-    forecast = forecast_largest(Points(["S", "XL", "B", "L"], x, y))
+    y[3] = np.array([50.0, 50.0, 50.0])  # far off the law
+    forecast = forecast_last(Points(["S", "B", "L", "XL"], x, y))
     assert (forecast.run, forecast.measured) == ("XL", 50)
     assert forecast.predicted == pytest.approx(12.5)
     assert forecast.low < 12.5 < forecast.high < 50

@@ -30,12 +30,8 @@ class Column(NamedTuple):
             return ""
         return str(value) if self.format is None else f"{value:z{self.format}}"  # z: no −0
 
-    def mean_text(self, values: ArrayLike) -> str:
-        """Several trainings' values as tables show them."""
-        return mean_text(values, self.format or "")
 
-
-def mean_text(values: ArrayLike, format: str = ".2f") -> str:
+def mean_text(values: ArrayLike, format: str | None = ".2f") -> str:
     """Mean ± standard deviation of the values that are not NaN: of one value no deviation, of none the empty text."""
     numbers = np.asarray(values, float)
     numbers = numbers[~np.isnan(numbers)]

@@ -58,15 +58,22 @@ class PowerLaw:
 
 
 class Points(NamedTuple):
-    """Runs by cost, with the FIDs of their seeds."""
+    """Runs in the order of their costs (N,), with the FIDs of their seeds."""
 
     runs: list[str]
     costs: np.ndarray
     fids: list[np.ndarray]
 
+    @classmethod
+    def of(cls, study: pd.DataFrame, axis: CostAxis) -> "Points":
+        """The points of a study (see `study_of`); runs of unknown cost have none."""
+        groups = study.dropna(subset=axis.column).sort_values(axis.column, kind="stable").groupby("run", sort=False)
+        runs, fids = [str(run) for run in groups.groups], [own.to_numpy(float) for _, own in groups.fid]
+        return cls(runs, axis.factor * groups[axis.column].first().to_numpy(float), fids)
+
 
 class Forecast(NamedTuple):
-    """What the law of all other runs predicts for the largest one, with its 95% interval, and what was measured."""
+    """What the law of all other runs predicts for the most costly one, its 95% interval, and what was measured."""
 
     run: str
     predicted: float
@@ -90,27 +97,14 @@ class Scaling(NamedTuple):
 
 
 def fit_scaling(table: pd.DataFrame, resamplings: int = 2000) -> list[Scaling]:
-    """The laws of a table's study, one for each kind of compute."""
-    return [_fit_axis(study_of(table), axis, resamplings) for axis in COST_AXES]
-
-
-def _fit_axis(study: pd.DataFrame, axis: CostAxis, resamplings: int) -> Scaling:
-    points = study_points(study, axis)
-    law = fit_power_law(points.costs, points.fids, resamplings) if _enough(points.costs) else None
-    largest = _largest(points.costs)
-    forecast = forecast_largest(points, resamplings) if _enough(points.costs[~largest]) else None
-    return Scaling(axis, points, law, forecast)
-
-
-def study_points(study: pd.DataFrame, axis: CostAxis) -> Points:
-    """The points of a study (see `study_of`); runs of unknown cost have none."""
-    groups = study.dropna(subset=axis.column).groupby("run", sort=False)
-    costs, fids = groups[axis.column].first(), groups.fid
-    return Points(
-        [str(run) for run in costs.index],
-        axis.factor * costs.to_numpy(float),
-        [own.to_numpy(float) for _, own in fids],
-    )
+    """The laws of a table's study, one for each kind of compute, with `resamplings` of the bootstrap."""
+    scalings = []
+    for axis in COST_AXES:
+        points = Points.of(study_of(table), axis)
+        law = fit_power_law(points.costs, points.fids, resamplings) if _enough(points.costs) else None
+        forecast = forecast_last(points, resamplings) if _enough(points.costs[:-1]) else None
+        scalings.append(Scaling(axis, points, law, forecast))
+    return scalings
 
 
 def fit_power_law(x: ArrayLike, y: Sequence[ArrayLike], resamplings: int = 2000, seed: int = 0) -> PowerLaw:
@@ -131,31 +125,16 @@ def fit_power_law(x: ArrayLike, y: Sequence[ArrayLike], resamplings: int = 2000,
     means = np.array([own.mean() for own in values])
     log_x, log_y = np.log(costs), np.log(means)
     exponent, intercept = _line(log_x, log_y)
-    return PowerLaw(
-        factor=float(np.exp(intercept)),
-        exponent=float(exponent),
-        correlation=float(np.corrcoef(log_x, log_y)[0, 1]),
-        correlation_linear=float(np.corrcoef(log_x, means)[0, 1]),
-        resampled=_resampled_lines(costs, values, resamplings, seed),
-    )
+    both_logs, one_log = (float(np.corrcoef(log_x, one)[0, 1]) for one in (log_y, means))
+    resampled = _resampled_lines(costs, values, resamplings, seed)
+    return PowerLaw(float(np.exp(intercept)), float(exponent), both_logs, one_log, resampled)
 
 
-def forecast_largest(points: Points, resamplings: int = 2000, seed: int = 0) -> Forecast:
-    """Fit all runs but the one of highest cost, and predict that one's FID; arguments as above.
-
-    Raises:
-        ValueError: the other runs have fewer than three different costs.
-    """
-    largest = int(points.costs.argmax())
-    x, kept = points.costs[largest], ~_largest(points.costs)
-    law = fit_power_law(points.costs[kept], points.fids[:largest] + points.fids[largest + 1 :], resamplings, seed)
-    low, high = law.interval([x])[:, 0]
-    return Forecast(points.runs[largest], *map(float, (law(x), low, high, points.fids[largest].mean())))
-
-
-def _largest(costs: np.ndarray) -> np.ndarray:
-    """A mask (N,) of the highest cost, the first of equal ones."""
-    return np.arange(len(costs)) == (costs.argmax() if len(costs) else -1)
+def forecast_last(points: Points, resamplings: int = 2000) -> Forecast:
+    """Fit all points but the last one, and predict its FID; raises as `fit_power_law` does."""
+    law = fit_power_law(points.costs[:-1], points.fids[:-1], resamplings)
+    cost, measured = points.costs[-1], points.fids[-1].mean()
+    return Forecast(points.runs[-1], *map(float, (law(cost), *law.interval([cost])[:, 0], measured)))
 
 
 def _enough(costs: np.ndarray) -> bool:

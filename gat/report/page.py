@@ -5,7 +5,7 @@ import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,14 +23,6 @@ from gat.report.trainings import smallest_and_largest, study_of
 TEMPLATE = Path(__file__).parent / "template"
 VENDOR = TEMPLATE / "vendor"
 TYPES = {".webp": "image/webp", ".mp4": "video/mp4", ".png": "image/png"}
-
-
-class Provenance(NamedTuple):
-    """Where the numbers come from: the commit, commands with what they run, and the command of each training."""
-
-    commit: str
-    commands: Mapping[str, str]
-    trainings: Mapping[Training, str]
 
 
 def study_content(
@@ -60,6 +52,7 @@ def study_content(
     }
     return {
         "scaling": scaling,
+        "cost_options": [(i, one.axis.name) for i, one in enumerate(scalings)],
         "facts": _facts(table, scalings[0]),
         "curve_columns": [column._asdict() for column in CURVES if column.key in logged],
     }
@@ -132,17 +125,19 @@ def showcase_content(folders: Mapping[str, Path], table: pd.DataFrame) -> tuple[
     return content, assets
 
 
-def about_content(params: Params, table: pd.DataFrame, provenance: Provenance) -> dict[str, Any]:
-    """What was trained, and how to do it again."""
+def about_content(
+    params: Params, table: pd.DataFrame, commit: str, commands: Mapping[str, str], trainings: Mapping[Training, str]
+) -> dict[str, Any]:
+    """What was trained, and how to reproduce it: commands with what they run, and the command of each training."""
     return {
         "title": f"Scaling transformer GANs on {plain_name(params.data.source)}",
         "lead": _lead(table, params.data.resolution),
-        "commit": provenance.commit,
-        "commands": provenance.commands,
+        "commit": commit,
+        "commands": commands,
         "params": as_yaml(params.model_dump(exclude={"compute"})),
         "trainings": [
             {**training._asdict(), "text": f"{command}\n\n{recipe_yaml(params.recipe(training.run))}"}
-            for training, command in provenance.trainings.items()
+            for training, command in trainings.items()
         ],
     }
 

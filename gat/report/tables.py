@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from gat.report.columns import GAP, METRICS, RUN, SIZE, Column
+from gat.report.columns import GAP, METRICS, RUN, SIZE, Column, mean_text
 from gat.report.comparisons import compare_sizes
 from gat.report.laws import Scaling
 from gat.report.trainings import study_of
@@ -51,7 +51,7 @@ def runs_table(table: pd.DataFrame) -> str:
     for run, own in table.sort_values("gmacs").groupby("run", sort=False):
         name = f"{run} (!)" if (own.warnings != "").any() else run
         size = [column.text(own[column.key].iloc[0]) for column in SIZE]
-        rows.append([name, *size, len(own), *(column.mean_text(own[column.key]) for column in measured)])
+        rows.append([name, *size, len(own), *(mean_text(own[column.key], column.format) for column in measured)])
     return markdown_table(headings, rows)
 
 
