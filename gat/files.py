@@ -25,7 +25,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` for a new file or folder, which replaces `path` at the end.
 
     What was at `path` is never written to, since it may be a link into a cache. After an error or a kill it is as
-    before, unless the kill came between the two renames that replace a folder: then it is in `.NAME.old`.
+    before, unless a kill came between the two renames that replace a folder: then it is in `.NAME.old`.
 
         with atomic_write(Path("metrics.json")) as temporary:
             temporary.write_text(…)
@@ -44,6 +44,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     except BaseException:
         _remove(temporary)
+        if old.exists() and not os.path.lexists(path):  # the second rename failed
+            old.rename(path)
         raise
     _remove(old)
 

@@ -230,8 +230,8 @@ def main() -> None:
             print(*(" ".join(stages) for stages in training_stages(params, params.trainings)), sep="\n")
             return
         if arguments.ablations:
-            for run in params.analyze.runs:
-                params.recipe(run)  # raises if it is not trained
+            for run in {*params.analyze.runs} - {*params.trained_runs}:
+                raise ParamsError(f"analyze.runs: {run!r} is not allowed; allowed: entries of runs and ablations")
         os.environ |= {SLOT: "1", "PYTHONUNBUFFERED": "1"}
         remove_stale_locks()
         run_dvc("--wait-for-lock", "repro", "--quiet", "--single-item", "code", "source", "tidy")
