@@ -93,7 +93,7 @@ FOLDERS: dict[str, tuple[dict, dict, dict[str, str], list[str]]] = {
         images("ant/0.png", "../elsewhere/0.png", "../elsewhere/deep/1.png") | LINKS,
         {},
         {"ant/0.png": "ant", "ant/1.png": "ant", "dog/0.png": "dog", "dog/deep/1.png": "dog"},
-        ["'ant/2.png': a link to nothing"],
+        ["'ant/2.png': a broken link"],
     ),
     "other files and empty folders": (
         AB | images("a/._0.jpg") | OTHERS | {"c": None},
@@ -184,7 +184,7 @@ REFUSED: dict[str, tuple[dict, str, dict, str]] = {
         {"split": "val"},
         "source: .*split: val.* be read",
     ),
-    "absent": ({}, "absent", {}, "source: .* is neither here nor to be had from the hub"),
+    "absent": ({}, "absent", {}, "source: .* does not exist here and cannot be loaded from the hub"),
     **{
         f"labels {labels}": ({"a.parquet": parquet(labels, kind)}, "a.parquet", {}, f"label_column: {message}")
         for labels, kind, message in (
@@ -262,7 +262,7 @@ def test_another_projects_cache_is_no_source(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.load_dataset(str(tmp_path / "digits"), split="train")
     monkeypatch.chdir(make(tmp_path / "here", {}))
-    with pytest.raises(ParamsError, match=r"data\.source: digits .* is neither here nor to be had"):
+    with pytest.raises(ParamsError, match=r"data\.source: digits .* does not exist here"):
         load_source("digits")
 
 
@@ -394,7 +394,7 @@ def test_a_row_without_an_image_stops_or_is_counted(tmp_path):
     source = load_source(str(tmp_path / "a.parquet"))
     with pytest.raises(BrokenImageError, match=r"data\.on_error: image 1 cannot be read"):
         write_images(source, tmp_path / "stop", 8, progress=False)
-    assert write_images(source, tmp_path / "skip", 8, on_error="skip", progress=False) == ["image 1: there is none"]
+    assert write_images(source, tmp_path / "skip", 8, on_error="skip", progress=False) == ["image 1: no image"]
 
 
 def test_images_are_kept_compactly_and_without_loss(tmp_path):

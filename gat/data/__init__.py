@@ -1,1 +1,1 @@
-"""Images and their latents: reading, encoding, storing."""
+"""Images and latents: sources, conversion, storage."""

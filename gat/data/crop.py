@@ -1,4 +1,4 @@
-"""Images of any kind as square RGB, and the writer of the folder that `gat.data.images` reads."""
+"""Converts images to square RGB and writes the folder that `gat.data.images` reads."""
 
 import io
 import itertools
@@ -27,23 +27,23 @@ _CHUNK = 256  # images decoded at a time, and rows of a record batch
 
 
 class BrokenImageError(ParamsError):
-    """An image of the source cannot be read; the message names it and the params key that says what to do."""
+    """An image of the source cannot be read; the message names it and the params key that decides what happens."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB image of one of any kind: 16-bit greys keep their upper byte, transparency turns white.
+    """Convert an image to upright RGB: of 16-bit grayscale the upper byte, transparency as white.
 
     Raises:
-        ValueError: it is not known how bright its pixels are: they are floats, of 32 bits, or of 16 of which the upper
-            four are unused, as those of 12-bit cameras are.
+        ValueError: the white level is unknown, because pixels are floats, have 32 bits, or have 16 bits of which the
+            upper four are unused, as in images of 12-bit cameras.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError("its pixels are floats, whose white is not known; convert it to 8 bits")
+        raise ValueError("its pixels are floats, whose white level is unknown; convert it to 8 bits")
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
         if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
-            raise ValueError("its pixels have 32 bits, whose white is not known; convert it to 8 bits")
+            raise ValueError("its pixels have 32 bits, whose white level is unknown; convert it to 8 bits")
         if 0 < grey.max(initial=0) < 4096:
             raise ValueError(f"its pixels have 16 bits, but none is above {grey.max()}; convert it to 8 bits")
         image = Image.fromarray((grey >> 8).astype(np.uint8))
@@ -54,7 +54,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Upright RGB square of side `size`: ADM's center crop (box halvings, then bicubic, then the middle)."""
+    """Upright RGB square of side `size`: ADM's center crop (halved by box filters, resized bicubically, cropped)."""
     image = to_rgb(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -65,16 +65,16 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def _crop_and_encode(cell: dict[str, Any] | None, size: int, encoding: str) -> bytes | Exception:
-    """One image of the source, cropped and encoded, or the error that prevented it."""
+    """One image of the source, cropped and encoded, or the error that occurred."""
     if cell is None or (cell["bytes"] is None and cell["path"] is None):
-        return ValueError("there is none")
+        return ValueError("no image")
     try:
         source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
         buffer = io.BytesIO()
         with Image.open(source) as image:
             center_crop(image, size).save(buffer, **ENCODINGS[encoding])
         return buffer.getvalue()
-    except Exception as error:  # Pillow raises whatever its decoders do: OSError, SyntaxError, struct.error, …
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
         return error
 
 
@@ -89,19 +89,19 @@ def write_images(
 ) -> list[str]:
     """Write every image of a source to `folder` as a square of side `size`.
 
-    All processes take part; what an interrupted call wrote stays.
+    All processes must call it. Files that an interrupted call has written are kept.
 
     Args:
         source: see `gat.data.sources.load_source`.
-        folder: where to.
+        folder: created if missing.
         size: side in pixels.
-        encoding: `webp`, without loss, or `jpeg` (quality 95, full colour resolution), about half as large.
-        on_error: `stop` at an image that cannot be read, or `skip` it.
-        shard: images of one file.
-        progress: show a bar.
+        encoding: `webp` (lossless), or `jpeg` (quality 95, full color resolution), about half as large.
+        on_error: `stop` if an image cannot be read, or `skip` it.
+        shard: images per file.
+        progress: show a progress bar.
 
     Returns:
-        What was skipped, as lines of name and reason.
+        A line with name and reason for each skipped image.
 
     Raises:
         BrokenImageError: an image cannot be read and `on_error` is `stop`, or none of them can be.
@@ -138,27 +138,27 @@ def write_images(
 def _failures(
     cells: list[dict[str, Any] | None], encoded: list[bytes | Exception], start: int, on_error: str
 ) -> list[str]:
-    """Lines of name and reason of the images that could not be encoded; `start` is the row of the first one."""
+    """A line with name and reason for each image that could not be encoded; `start` is the row of the first image."""
     lines = []
     for row, (cell, image) in enumerate(zip(cells, encoded, strict=True), start):
         if isinstance(image, Exception):
             if on_error == "stop":
                 raise BrokenImageError(
-                    f"data.on_error: {_name(cell, row)} cannot be read ({_reason(image)}); skip leaves such images out"
+                    f"data.on_error: {_name(cell, row)} cannot be read ({_reason(image)}); to leave it out, set skip"
                 )
             lines.append(f"{_name(cell, row)}: {_reason(image)}")
     return lines
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, without places on this machine, which Pillow names: `images.json` is the same everywhere."""
+    """The message of an error without paths, so that `images.json` is the same on every machine."""
     if isinstance(error, UnidentifiedImageError):
-        return "no image that Pillow knows"
+        return "not an image format that Pillow reads"
     return re.sub(r"<_io\.[^>]*>|'/[^']*'|\"/[^\"]*\"", "it", str(error))
 
 
 def _write_info(folder: Path, size: int, source: Source) -> None:
-    """Write `images.json`, unless it is there, and remove the lists of skipped images that it contains."""
+    """Write `images.json` if it is missing, and remove the partial lists of skipped images, which it includes."""
     path, lists = folder / "images.json", sorted(folder.glob("skipped-*.json"))
     if not path.exists():
         skipped = list(itertools.chain.from_iterable(json.loads(part.read_text()) for part in lists))
@@ -169,6 +169,6 @@ def _write_info(folder: Path, size: int, source: Source) -> None:
 
 
 def _name(cell: dict[str, Any] | None, row: int) -> str:
-    """How to find an image: its row, and its file with the class folder, wherever the source may lie."""
+    """An image's row and, if known, its file name with the class folder."""
     path = cell["path"] if cell is not None else None
     return f"image {row} ({'/'.join(Path(path).parts[-2:])})" if path else f"image {row}"

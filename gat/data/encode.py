@@ -1,4 +1,4 @@
-"""The writer of the latents folder that `gat.data.latents` reads."""
+"""Encodes images and writes the latents folder that `gat.data.latents` reads."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ Encoder = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # see gat.data.vae.enco
 
 
 class _ImageBatches(Dataset[np.ndarray]):
-    """Item i is images uint8 (b, H, W, 3), those of the i-th of the given ranges."""
+    """Item i: the images of the i-th range, uint8 (b, H, W, 3)."""
 
     def __init__(self, images: Images, ranges: Iterable[range]) -> None:
         self.images, self.ranges = images, list(ranges)
@@ -42,9 +42,9 @@ def write_latents(
     shard: int = SHARD,
     progress: bool = True,
 ) -> None:
-    """Encode every image, and its mirror image where asked, into a latents folder.
+    """Encode every image, and with `mirror` its mirror image, into a latents folder.
 
-    All processes take part; what an interrupted call wrote stays.
+    All processes must call it. Files that an interrupted call has written are kept.
     """
     flips = 2 if mirror else 1
 
@@ -53,7 +53,7 @@ def write_latents(
         loader = DataLoader(
             _ImageBatches(images, parts), batch_size=None, num_workers=workers, collate_fn=_identity_collate
         )
-        with path.open("wb") as file:  # not through a memory map, which a full disk kills without an error
+        with path.open("wb") as file:  # not a memory map: on a full disk it kills the process without an error
             for part, batch in zip(parts, loader, strict=True):
                 both = (batch, np.ascontiguousarray(batch[:, :, ::-1]))[:flips]
                 encoded = np.stack([torch.cat(encode(pixels), dim=1).half().cpu().numpy() for pixels in both], axis=1)

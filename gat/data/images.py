@@ -1,8 +1,8 @@
-"""The folder of images that the pipeline keeps, and its reader.
+"""Reads the folder of images that all training and evaluation uses.
 
-Folder: `images-00000.arrow`, …, Arrow tables of `image` (encoded file) and `label` (int64), in the source's order;
-`images.json`: side, class names, which images could not be read (`skipped`) and what else was left out (`left_out`).
-`gat.data.crop.write_images` is its only writer, `Images` its only reader.
+Folder: `images-00000.arrow`, …, Arrow tables of `image` (encoded file) and `label` (int64), in the order of the source;
+`images.json`: side, class names, images that could not be read (`skipped`), and other files left out (`left_out`).
+Only `gat.data.crop.write_images` writes it, and only `Images` reads it.
 """
 
 import io
@@ -17,7 +17,7 @@ from PIL import Image
 
 
 class Images:
-    """The images of a folder that `gat.data.crop.write_images` wrote, memory-mapped, decoded when asked for.
+    """The images of a folder that `gat.data.crop.write_images` wrote: memory-mapped, decoded on access.
 
     Attributes:
         labels: int64 (N,).
@@ -54,9 +54,9 @@ class Images:
         return pixels
 
     def class_examples(self, classes: int = 10, each: int = 10) -> np.ndarray:
-        """Evenly spaced images of each of the first classes, class after class: uint8 (N, H, W, 3).
+        """Evenly spaced images of each of the first classes, class by class: uint8 (N, H, W, 3).
 
-        Classes with fewer than `each` images are skipped; where all have fewer, as many are shown as one has.
+        Classes with fewer than `each` images are skipped; if all have fewer, `each` becomes the largest class size.
         """
         rows = [np.flatnonzero(self.labels == label) for label in range(len(self.classes))]
         each = min(each, max(map(len, rows)))
@@ -64,7 +64,7 @@ class Images:
         return self[np.concatenate([own[np.linspace(0, len(own) - 1, each).astype(int)] for own in enough])]
 
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        """The images from `start` to `stop`, in order, `size` at a time."""
+        """The images from `start` to `stop`, in order, in batches of `size`."""
         stop = len(self) if stop is None else stop
         for first in range(start, stop, size):
             yield self[first : min(first + size, stop)]

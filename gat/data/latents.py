@@ -1,8 +1,8 @@
-"""Latents as posterior moments: their folder's reader, and the order in which training reads them.
+"""Reads latents, stored as posterior moments, in the order of training.
 
-Folder: `moments-00000.npy`, …, float16 (n, F, 2C, H, W), mean then standard deviation, unscaled, of every image and,
-where F = 2, of its mirror image; `labels.npy` int64 (N,); `latents.json`. `gat.data.encode.write_latents` is its only
-writer, `Latents` its only reader.
+Folder: `moments-00000.npy`, …, float16 (n, F, 2C, H, W), unscaled mean, then standard deviation, of every image and, if
+F = 2, of its mirror image; `labels.npy` int64 (N,); `latents.json`. Only `gat.data.encode.write_latents` writes it, and
+only `Latents` reads it.
 """
 
 import json
@@ -20,15 +20,15 @@ from gat.seeds import Purpose, seed_of
 
 
 class Latents:
-    """A latents folder. Rows are read by position, which is faster than through a memory map.
+    """A latents folder. Rows are read by file position, which is faster than a memory map.
 
     Attributes:
         labels: int64 (N,).
         classes: names by label.
         channels: C of a latent.
         size: side of a latent.
-        flips: F, 2 with mirror images, else 1.
-        scaling_factor: what makes the latents' standard deviation 1.
+        flips: F, 2 with mirror images, otherwise 1.
+        scaling_factor: scales latents to a standard deviation of 1.
         digest: hash of the contents.
     """
 
@@ -54,12 +54,12 @@ class Latents:
         return len(self.labels)
 
     def moments(self, index: np.ndarray, flip: np.ndarray) -> np.ndarray:
-        """Moments float16 (B, 2C, H, W) of some samples (B,), of the image (flip 0) or its mirror image (1)."""
+        """Moments float16 (B, 2C, H, W) of samples `index` (B,): of the image (`flip` 0) or its mirror image (1)."""
         moments = np.empty((len(index), 2 * self.channels, self.size, self.size), dtype=np.float16)
         shard, row = np.divmod(index, self._shard)
         positions = (self._start + (row * self.flips + flip) * moments[0].nbytes).tolist()
         files = [self._files[i] for i in shard.tolist()]
-        if hasattr(os, "posix_fadvise"):  # asking the disk for all rows at once is three times as fast
+        if hasattr(os, "posix_fadvise"):  # announcing all rows of a batch to the disk is three times as fast
             for file, position in zip(files, positions, strict=True):
                 os.posix_fadvise(file.fileno(), position, moments[0].nbytes, os.POSIX_FADV_WILLNEED)
         for item, file, position in zip(moments, files, positions, strict=True):
@@ -77,17 +77,17 @@ class Batch(NamedTuple):
 
 
 class TrainingBatches(Dataset[Batch]):
-    """This process's part of the batch of any step: item `step` is a `Batch`.
+    """This process's part of the batch of every training step: item `step` is a `Batch`.
 
-    The samples are a stream of random permutations of the data: none occurs twice in an epoch, whatever the batch size.
-    The batch of a step does not depend on the steps before it; that is how a run resumes.
+    The samples are a stream of random permutations of the data: none occurs twice in an epoch, for any batch size. The
+    batch of a step does not depend on earlier steps, so a resumed training continues with the same batches.
 
     Args:
-        latents: where to read.
-        batch_size: of all processes together.
+        latents: the training data.
+        batch_size: total over all processes.
         seed: of the order and of the choice of mirror images.
-        rank, processes: this process's number, and how many there are.
-        images: the images behind the latents, for a teacher; None: none are read.
+        rank, processes: index of this process, and number of processes.
+        images: the images behind the latents, for a teacher; None: batches have no images.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class TrainingBatches(Dataset[Batch]):
         self._epoch, self._order = -1, np.empty(0, dtype=np.uint32)
 
     def indices(self, step: int) -> np.ndarray:
-        """Indices of the samples in the whole batch of a step, over all processes: int64 (batch_size,)."""
+        """Indices of the samples in the batch of a step, over all processes: int64 (batch_size,)."""
         count, parts = len(self.latents), []
         position, end = step * self.batch_size, (step + 1) * self.batch_size
         while position < end:

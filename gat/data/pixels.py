@@ -1,4 +1,4 @@
-"""Pixels as networks take and give them, and latents back to pixels."""
+"""Conversions between uint8 images and network inputs, and decoding of latents."""
 
 import numpy as np
 import torch
@@ -18,6 +18,6 @@ def to_uint8(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor, batch_size: int = 64) -> Tensor:
-    """Images uint8 (B, H, W, 3) of latents (B, C, h, w), scaled as the generator makes them, `batch_size` at a time."""
+    """Decode scaled latents (B, C, h, w), such as a generator's, to images uint8 (B, H, W, 3) in batches."""
     scaled = (latents / vae.config["scaling_factor"]).to(vae.dtype)
     return torch.cat([to_uint8(vae.decode(part).sample) for part in scaled.split(batch_size)])

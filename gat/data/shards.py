@@ -1,4 +1,4 @@
-"""Many items in a few large files, divided among processes; after a kill the complete ones are kept."""
+"""Writes many items to a few large files on all processes; complete files survive an interruption."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from gat.files import atomic_write
 
-SHARD = 16384  # items of one file, whatever the number of processes
+SHARD = 16384  # items per file, for any number of processes
 
 Advance = Callable[[int], object]
 
@@ -26,11 +26,11 @@ def write_shards(
 
     Args:
         folder: created if missing.
-        name: of the items, at the start of file names.
-        suffix: of file names.
-        count: how many items there are.
-        write: writes the items of a range to a path, and calls its last argument with the number of items done since.
-        shard: items of one file.
+        name: of the items; starts the file names.
+        suffix: of the file names.
+        count: number of items.
+        write: writes the items of a range to a path, and calls its last argument with the number of items just written.
+        shard: items per file.
         progress: show a progress bar.
     """
     state = PartialState()

