@@ -43,11 +43,8 @@ def study_content(
         "costs": [_cost_content(one) for one in scalings],
         "floors": dict(floors),
         "curves": [
-            {
-                **training._asdict(),
-                **{name: [own[:, 0].astype(int).tolist(), own[:, 1].tolist()] for name, own in named.items()},
-            }
-            for training, named in curves.items()
+            training._asdict() | {name: rows.T.tolist() for name, rows in own.items()}
+            for training, own in curves.items()
         ],
     }
     return {
@@ -69,13 +66,7 @@ def _facts(table: pd.DataFrame, scaling: Scaling) -> list[tuple[str, str]]:
 def _cost_content(scaling: Scaling) -> dict[str, Any]:
     law, forecast = scaling.law, scaling.forecast
     means = [
-        {
-            "run": run,
-            "cost": float(cost),
-            "fid": float(fids.mean()),
-            "deviation": float(fids.std(ddof=1)) if len(fids) > 1 else None,
-            "seeds": len(fids),
-        }
+        {"run": run, "cost": cost, "seeds": len(fids), "fid": fids.mean(), "deviation": pd.Series(fids).std()}
         for run, cost, fids in zip(*scaling.points, strict=True)
     ]
     drawn = None
@@ -100,12 +91,8 @@ def showcase_content(folders: Mapping[str, Path], table: pd.DataFrame) -> tuple[
     if not folders:
         return {"showcases": None, "live": None}, {}
     showcases = {run: json.loads((folder / "showcase.json").read_text()) for run, folder in folders.items()}
-    assets = {
-        f"{run}/{path.name}": path
-        for run, folder in folders.items()
-        for path in sorted(folder.iterdir())
-        if path.suffix in TYPES
-    }
+    paths = [(run, path) for run, folder in folders.items() for path in folder.iterdir() if path.suffix in TYPES]
+    assets = {f"{run}/{path.name}": path for run, path in paths}
     first, live = next(iter(showcases.values())), None
     able = [run for run, shown in showcases.items() if shown["live"]]
     best = table[table.run.isin(able) & (table.seed == first["seed"])].sort_values("fid").run
