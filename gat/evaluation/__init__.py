@@ -1,1 +1,1 @@
-"""Samples, their features, and metrics of them."""
+"""Samples, features and metrics."""

@@ -1,7 +1,7 @@
 """Feature extractors for FID: clean-fid's Inception, or a small classifier trained on the images.
 
-An extractor is a folder: `extractor.json` says which, beside it are the weights: `classifier.safetensors`, or Inception
-as clean-fid fetches it. In clean-fid's interface it is a resizing function for one image and a model from
+An extractor is stored as a folder with `extractor.json` and weights: `classifier.safetensors`, or Inception's as
+downloaded by clean-fid. It has clean-fid's interface: a resizing function for one image, and a model that maps
 (B, 3, H, W) in 0–255 to (B, d).
 """
 
@@ -28,7 +28,7 @@ FEATURES = 64
 
 
 class Classifier(nn.Module):
-    """Small convolutional classifier whose penultimate layer has 64 features; `standardize` sets their unit."""
+    """Small convolutional classifier whose penultimate layer has 64 features; `standardize` normalizes them."""
 
     def __init__(self, size: int, classes: int, width: int = 32) -> None:
         super().__init__()
@@ -60,13 +60,13 @@ class Classifier(nn.Module):
         return self.head(F.relu(features * self.scale + self.mean))
 
     def standardize(self, features: Tensor) -> None:
-        """Shift and scale all features from now on: such as these (N, 64) get mean 0 and, on average, variance 1."""
+        """Set shift and scale of all features such that these (N, 64) have mean 0 and, on average, variance 1."""
         self.mean = features.mean(0)
         self.scale = features.var(0).mean().sqrt()
 
 
 class TrainedClassifier(NamedTuple):
-    """A classifier with its accuracy (0–1) on images held out."""
+    """A classifier and its accuracy (0–1) on held-out images."""
 
     classifier: Classifier
     accuracy: float
@@ -75,19 +75,18 @@ class TrainedClassifier(NamedTuple):
 def train_classifier(
     images: Images, steps: int, batch_size: int, learning_rate: float, seed: int, progress: bool = True
 ) -> TrainedClassifier:
-    """Train a classifier on nine tenths of the images, shifted by up to two pixels for robustness.
+    """Train a classifier on nine tenths of the images, randomly shifted by up to two pixels.
 
-    Its features are then centred and scaled to variance 1 over those images: distances such as FID and KID have no
-    other unit than the features'.
+    Its features are then standardized over these images, because FID and KID depend on the scale of the features.
 
     Raises:
         ParamsError: there is only one class, or there are fewer than ten images.
     """
     if len(images.classes) < 2:
-        raise ParamsError("metrics.extractor: a classifier needs at least two classes; use inception for one")
+        raise ParamsError("metrics.extractor: classifier needs at least two classes; use inception for one class")
     if len(images) < 10:
         raise ParamsError(
-            f"metrics.extractor: a classifier needs at least ten images, not {len(images)}; or use inception"
+            f"metrics.extractor: classifier needs at least ten images, not {len(images)}; or use inception"
         )
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -113,10 +112,10 @@ def train_classifier(
 
 
 class Extractor:
-    """Features of images, by clean-fid's resizing and one of its models or a classifier of ours.
+    """Features of images by clean-fid's resizing and Inception, or by a trained classifier.
 
     Attributes:
-        name: `inception` or `classifier`; recorded beside every FID.
+        name: `inception` or `classifier`; recorded with every FID.
         mode: clean-fid's resizing, `clean` or `legacy_tensorflow`.
         resize: function of one image, (H, W, 3) in 0–255, as clean-fid's `custom_fn_resize`.
         model: function of (B, 3, H, W) in 0–255 to features (B, d), as clean-fid's `custom_feat_extractor`.
@@ -151,29 +150,29 @@ class Extractor:
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Features float32 (B, d) of uint8 images (B, H, W, 3)."""
-        if images.shape[1] != self._native:  # at its own size, clean-fid's resizing is the identity
-            with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter lock while it resizes
+        if images.shape[1] != self._native:  # at this size clean-fid's resizing is the identity
+            with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while resizing
                 images = np.stack(list(pool.map(self.resize, images)))
         batch = torch.tensor(images, device=self.device).permute(0, 3, 1, 2).float()
         return self.model(batch).float().cpu().numpy()
 
     def classify(self, features: np.ndarray) -> np.ndarray | None:
-        """Predicted classes (B,) of features (B, d); None where the extractor is not a classifier."""
+        """Predicted classes (B,) of features (B, d); None if the extractor is not a classifier."""
         if self._classifier is None:
             return None
         return self._classifier.logits(torch.from_numpy(features).to(self.device)).argmax(1).cpu().numpy()
 
 
 def save_extractor(folder: Path, name: str, mode: str, trained: TrainedClassifier | None = None) -> None:
-    """Write an extractor folder; a trained classifier goes with the name `classifier`.
+    """Write an extractor folder.
 
-    With the name `inception` the weights are downloaded into it, unless they are there.
+    With the name `classifier`, `trained` is saved; with `inception`, the weights are downloaded unless they exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"name": name, "mode": mode}
     if trained is not None:
         config |= {"accuracy": trained.accuracy, "classifier": trained.classifier.config}
-        config["scale"] = float(trained.classifier.scale)  # by which features were divided; a FID by its square
+        config["scale"] = float(trained.classifier.scale)  # by which features were divided, and FID by its square
         save_file(trained.classifier.state_dict(), folder / "classifier.safetensors")
     else:
         check_download_inception(str(folder))

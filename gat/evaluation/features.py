@@ -1,4 +1,4 @@
-"""Features of many images, real or sampled, computed by all processes."""
+"""Features of many real or generated images, computed on all processes."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,7 +10,7 @@ from tqdm import tqdm
 from gat.config import ParamsError
 from gat.evaluation.fid import Reference, evenly_spaced
 
-SampleFn = Callable[[int, int], np.ndarray]  # (start, stop) -> those images, uint8 (n, H, W, 3)
+SampleFn = Callable[[int, int], np.ndarray]  # (start, stop) -> images start to stop, uint8 (n, H, W, 3)
 FeatureFn = Callable[[np.ndarray], np.ndarray]  # images -> features (n, d)
 
 
@@ -33,14 +33,14 @@ def compute_features(
     batch_size: int,
     progress: bool = True,
 ) -> np.ndarray:
-    """Features (count, d) of images 0 to count, in order, computed by all processes; every process gets them all.
+    """Features (count, d) of images 0 to count, in order, computed on all processes and returned on each.
 
     Args:
-        images: samples, or real images, by index.
+        images: samples or real images, by index.
         extract: features of images.
-        count: how many images.
-        batch_size: how many at a time on each process.
-        progress: show a bar.
+        count: number of images.
+        batch_size: images per batch on each process.
+        progress: show a progress bar.
     """
     mine = list(_local_batches(images, extract, count, batch_size, progress))
     return np.concatenate([features for _, features in sorted(gather_object(mine), key=lambda item: item[0])])
@@ -55,16 +55,16 @@ def compute_reference(
     labels: np.ndarray | None = None,
     progress: bool = True,
 ) -> Reference:
-    """Statistics of the features of images 0 to count, and the features of `keep` evenly spaced ones of them.
+    """Mean and covariance of the features of images 0 to count, and the features of `keep` evenly spaced ones.
 
-    All processes take part, and every one gets it; memory does not grow with `count`. `labels` (count,) are the
-    images' classes, where known; other arguments as in `compute_features`.
+    All processes must call it, and each gets the result. Memory does not grow with `count`. `labels` (count,) are the
+    classes of the images, if known; other arguments as in `compute_features`.
 
     Raises:
         ParamsError: there is only one image.
     """
     if count < 2:
-        raise ParamsError(f"data.source: statistics need at least two images, not {count}")
+        raise ParamsError(f"data.source: the reference statistics need at least two images, not {count}")
     kept = evenly_spaced(count, keep)
     total, products, rows = np.zeros(1), np.zeros(1), []
     for start, features in _local_batches(images, extract, count, batch_size, progress):

@@ -1,4 +1,4 @@
-"""FID and the statistics of real images that it needs; the distance itself is clean-fid's."""
+"""FID and its reference statistics of real images; the Fréchet distance is clean-fid's."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Reference:
 
     Attributes:
         mu, sigma: mean (d,) and covariance (d, d).
-        features: (n, d) of some of the images, for KID, precision and recall; None: only mu and sigma are known.
-        labels: (n,) classes of those, for the variance within classes; None: not known.
-        class_counts: (classes,) in whose proportions samples to be compared are drawn; None: each class equally often.
+        features: (n, d) of some of the images, for KID, precision and recall; None: unknown.
+        labels: (n,) classes of these images, for the within-class variance; None: unknown.
+        class_counts: (classes,) class proportions of samples to compare; None: each class equally often.
     """
 
     mu: np.ndarray
@@ -29,12 +29,12 @@ class Reference:
 
     @classmethod
     def from_features(cls, features: np.ndarray) -> "Reference":
-        """Statistics of all the given features (N, d), which stay with them."""
+        """Mean and covariance of these features (N, d), with the features themselves."""
         return cls(np.mean(features, axis=0), np.cov(features, rowvar=False), features)
 
     @classmethod
     def load(cls, path: str | Path) -> "Reference":
-        """Read an `.npz` with `mu` and `sigma`, and perhaps `features`, `labels` and `class_counts`."""
+        """Read an `.npz` with `mu` and `sigma`, and optionally `features`, `labels` and `class_counts`."""
         with np.load(path, allow_pickle=False) as file:
             return cls(**{field.name: file.get(field.name) for field in dataclasses.fields(cls)})
 
@@ -45,20 +45,20 @@ class Reference:
 
 
 def evenly_spaced(count: int, keep: int) -> np.ndarray:
-    """Indices of `keep` evenly spaced items of `count`; sources are often sorted by class."""
+    """Indices of `keep` evenly spaced items of `count`, since sources are often sorted by class."""
     return np.linspace(0, count - 1, min(keep, count)).round().astype(int)
 
 
 def read_reference(path: str | Path, extractor: str, width: int) -> tuple[Reference, np.ndarray | None]:
-    """An `.npz` with `mu` and `sigma`, such as ADM's, and the images uint8 (n, H, W, 3) that it may hold as `arr_0`.
+    """Read an `.npz` with `mu` and `sigma`, such as ADM's, and its images `arr_0`, uint8 (n, H, W, 3), if it has any.
 
     Args:
         path: the file.
-        extractor: name of the features it should be of.
-        width: their number.
+        extractor: name of the extractor whose features it should have.
+        width: number of these features.
 
     Raises:
-        ParamsError: there is no `mu` or `sigma` in it, or they are of other features.
+        ParamsError: `mu` or `sigma` is missing, or has another number of features.
     """
     with np.load(path, allow_pickle=False) as file:
         if missing := {"mu", "sigma"} - set(file.files):
@@ -66,8 +66,8 @@ def read_reference(path: str | Path, extractor: str, width: int) -> tuple[Refere
         reference, images = Reference(file["mu"], file["sigma"]), file["arr_0"] if "arr_0" in file.files else None
     if len(reference.mu) != width:
         raise ParamsError(
-            f"metrics.reference: {path} has statistics of {len(reference.mu)} features, but metrics.extractor {extractor} "
-            f"has {width}; ADM's files need inception"
+            f"metrics.reference: {path} has {len(reference.mu)} features, but metrics.extractor {extractor} has {width}; "
+            "ADM's files need inception"
         )
     return reference, images
 

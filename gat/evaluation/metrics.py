@@ -1,4 +1,4 @@
-"""Metrics besides FID: KID (clean-fid's), precision and recall, and what shows collapsed classes."""
+"""All metrics of samples: FID and KID (clean-fid's), precision and recall, and measures of collapse."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +9,12 @@ from cleanfid.fid import kernel_distance
 
 from gat.evaluation.fid import Reference, fid
 
-NEIGHBOURS = 3  # of the manifold estimate behind precision and recall
+NEIGHBOURS = 3  # k of the manifold estimate of precision and recall
 
 
 @contextmanager
 def _numpy_seed(seed: int) -> Iterator[None]:
-    """clean-fid draws its subsets from numpy's global state."""
+    """Seed numpy's global random state, from which clean-fid draws its subsets."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -24,15 +24,15 @@ def _numpy_seed(seed: int) -> Iterator[None]:
 
 
 def kid(features: np.ndarray, reference: np.ndarray, seed: int = 0) -> float:
-    """Kernel distance of features (N, d) to reference features (n, d): mean over 100 random subsets."""
+    """Kernel distance between features (N, d) and reference features (n, d), the mean over 100 random subsets."""
     with _numpy_seed(seed):
         return kernel_distance(reference, features)
 
 
 def _knn_radii(features: torch.Tensor) -> torch.Tensor:
-    """Distance from each row to its 3rd neighbour, (N,)."""
+    """Distance of each row to its 3rd nearest neighbour, (N,)."""
     nearest = [torch.cdist(rows, features).topk(NEIGHBOURS + 1, largest=False).values for rows in features.split(1000)]
-    return torch.cat(nearest)[:, -1]  # a row is its own nearest
+    return torch.cat(nearest)[:, -1]  # the nearest is the row itself
 
 
 def _fraction_in_manifold(rows: torch.Tensor, manifold: torch.Tensor, radii: torch.Tensor) -> float:
@@ -53,9 +53,9 @@ def precision_recall(
 
 
 def within_class_variance(features: np.ndarray, labels: np.ndarray) -> float:
-    """Variance of features (N, d) within each class, summed over the features, averaged over the classes.
+    """Variance of features (N, d) within each class, summed over features and averaged over classes.
 
-    Over that of the reals it shows collapse: 0 where each class is a single image.
+    Its ratio to that of real images measures collapse: it is 0 if all samples of a class are the same image.
     """
     classes = [features[labels == label] for label in np.unique(labels)]
     return float(np.mean([rows.var(axis=0, ddof=1).sum() for rows in classes if len(rows) > 1]))
@@ -69,19 +69,20 @@ def compute_metrics(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> dict[str, float]:
-    """All metrics of samples that the reference allows.
+    """All metrics of samples that can be computed with this reference.
 
     Args:
         features: (N, d) of the samples.
-        labels: (N,) their classes.
-        reference: of the real images.
-        predicted: (N,) classes that a classifier takes them for; None: unknown.
-        device: where to compute distances.
+        labels: (N,) classes of the samples.
+        reference: statistics of the real images.
+        predicted: (N,) classes that a classifier predicts for the samples; None: unknown.
+        device: for computing distances.
         seed: of KID's subsets.
 
     Returns:
-        `fid`; with the reference's features `kid`, `precision`, `recall`; with its labels also `spread`, the variance
-        within classes over that of the reals; with `predicted` also `recognized`, the share of predicted = label.
+        `fid`; if the reference has features, `kid`, `precision` and `recall`; if it also has labels, `spread`, the
+        within-class variance of samples over that of real images; with `predicted`, `recognized`, the classifier's
+        accuracy (0–1) on the samples.
     """
     metrics = {"fid": fid(features, reference)}
     if reference.features is not None:

@@ -1,4 +1,4 @@
-"""Samples for evaluation: sample i depends on the seed, on i, and on how often each class occurs."""
+"""Samples for evaluation: sample i depends only on the seed, on i, and on the class proportions."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,7 +18,7 @@ from gat.evaluation.features import SampleFn
 from gat.gan.networks import Z_DIM, Generator
 from gat.seeds import Purpose, generator_of
 
-_BLOCK = 1024  # samples whose noise is drawn together
+_BLOCK = 1024  # samples per draw of noise
 
 
 @lru_cache(maxsize=4)
@@ -27,19 +27,19 @@ def _noise_block(seed: int, block: int) -> Tensor:
 
 
 def seed_noise(seeds: Sequence[int]) -> Tensor:
-    """Noise z (B, Z_DIM), row i what `GATPipeline` draws with `generator=torch.Generator().manual_seed(seeds[i])`."""
+    """Noise z (B, Z_DIM), row i as `GATPipeline` draws it with `generator=torch.Generator().manual_seed(seeds[i])`."""
     return randn_tensor((len(seeds), Z_DIM), generator=[torch.Generator().manual_seed(seed) for seed in seeds])
 
 
 def label_cycle(class_counts: np.ndarray) -> Tensor:
-    """Labels (sum of the counts,), each class so often, spread evenly; equal counts make a plain cycle."""
+    """Labels (sum of counts,) with these counts per class, evenly spread: 0, 1, 2, …, 0, 1, 2, … if counts are equal."""
     places = [(np.arange(count) + 0.5) / count for count in class_counts]
     labels = np.repeat(np.arange(len(class_counts)), class_counts)
     return torch.from_numpy(labels[np.argsort(np.concatenate(places), kind="stable")])
 
 
 def sample_inputs(seed: int, start: int, stop: int, cycle: Tensor) -> tuple[Tensor, Tensor]:
-    """Noise z (n, Z_DIM) and labels (n,) of samples `start` to `stop`; the labels go round a cycle (`label_cycle`)."""
+    """Noise z (n, Z_DIM) and labels (n,) of samples `start` to `stop`; labels repeat `cycle` (see `label_cycle`)."""
     blocks = range(start // _BLOCK, (stop - 1) // _BLOCK + 1)
     noise = torch.cat([_noise_block(seed, block) for block in blocks])
     offset = blocks.start * _BLOCK
@@ -47,21 +47,21 @@ def sample_inputs(seed: int, start: int, stop: int, cycle: Tensor) -> tuple[Tens
 
 
 class Sampler:
-    """Samples of a generator: `sampler(start, stop)` are samples `start` to `stop`, uint8 (n, H, W, 3).
+    """Samples of a generator: `sampler(start, stop)` returns samples `start` to `stop`, uint8 (n, H, W, 3).
 
     Args:
-        generator, vae: on one device.
+        generator, vae: on the same device.
         seed: of the noise.
         truncation_psi, guidance_scale: as in `Generator.mapping`.
-        vae_batch: images that the VAE decodes at a time.
-        class_counts: (classes,) in whose proportions the labels come; None: each class equally often.
+        vae_batch: images per batch of the VAE.
+        class_counts: (classes,) proportions of the labels; None: each class equally often.
 
     Raises:
         ParamsError: the generator has another number of classes.
-        FloatingPointError: on a call, latents are not finite.
+        FloatingPointError: on a call, if latents are not finite.
 
     Attributes:
-        cycle: labels of the first samples, after which they repeat.
+        cycle: labels of the first samples; all further labels repeat them.
     """
 
     def __init__(
@@ -93,18 +93,19 @@ class Sampler:
         return self._sample(*sample_inputs(self.seed, start, stop, self.cycle))
 
     def class_examples(self, classes: int = 10, each: int = 10) -> np.ndarray:
-        """Samples of the first classes, class after class: uint8 (N, H, W, 3).
+        """Samples of the first classes, class by class: uint8 (N, H, W, 3).
 
-        Image i of a class is made from the noise of pipeline seed i (`seed_noise`).
+        Image i of a class has the noise of pipeline seed i (`seed_noise`).
         """
         labels = torch.arange(min(classes, self.generator.config["classes"]))
         return self._sample(seed_noise(range(each)).repeat(len(labels), 1), labels.repeat_interleave(each))
 
 
 def save_npz(images: SampleFn, path: Path, count: int, batch_size: int) -> None:
-    """Samples 0 to count as an `.npz` like ADM's: `arr_0` uint8 (count, H, W, 3). All processes take part.
+    """Write samples 0 to count as an `.npz` in ADM's format: `arr_0` uint8 (count, H, W, 3).
 
-    The array is written to a file next to `path`, which all processes must see; it is never in memory as a whole.
+    All processes must call it, and `path` must be on a file system that they share. The samples are first written to a
+    file next to it, and are never in memory all at once.
     """
     state = PartialState()
     array = path.with_suffix(".unfinished.npy")
@@ -115,7 +116,7 @@ def save_npz(images: SampleFn, path: Path, count: int, batch_size: int) -> None:
     state.wait_for_everyone()
     starts = range(state.process_index * batch_size, count, state.num_processes * batch_size)
     offset = np.lib.format.open_memmap(array, mode="r").offset
-    with array.open("r+b") as file:  # not through a memory map, which a full disk kills without an error
+    with array.open("r+b") as file:  # not a memory map: on a full disk it kills the process without an error
         for start in tqdm(starts, desc=path.name, unit="batch", disable=not state.is_main_process, leave=False):
             samples = images(start, min(start + batch_size, count))
             file.seek(offset + start * samples[0].nbytes)

@@ -1,4 +1,4 @@
-"""What makes a model or its FID doubtful; tables and figures mark it with (!)."""
+"""Reasons to doubt a training or its FID; tables and figures mark it with (!)."""
 
 from collections.abc import Mapping
 
@@ -6,19 +6,19 @@ import numpy as np
 
 from gat.evaluation.fid import Reference
 
-FLAT_GAP = 0.01  # mean of D(real) − D(fake) below which the discriminator cannot tell them apart
-FLAT_SHARE = 0.1  # of a training over which that mean is taken
-DIVERGING = 2.0  # times the best FID of a training, at its end
+FLAT_GAP = 0.01  # mean of D(real) − D(fake) below which the discriminator does not separate them
+FLAT_SHARE = 0.1  # fraction of the training over which the mean is taken
+DIVERGING = 2.0  # ratio of final to best FID above which it counts as diverging
 
 
 def warnings_of(curves: Mapping[str, np.ndarray], samples: int, reference: Reference, own_reals: bool) -> list[str]:
-    """All warnings of a model.
+    """All warnings for a model.
 
     Args:
-        curves: `gap` and `fid` of its training, rows (N, 2) of a step and a value; none of a pretrained model.
-        samples: of which FID was computed.
-        reference: that it was compared with.
-        own_reals: whether that is of the data set's images, whose number is then known.
+        curves: `gap` and `fid` of its training, rows (N, 2) of a step and a value; empty for a pretrained model.
+        samples: number of samples behind its FID.
+        reference: statistics of the real images.
+        own_reals: whether these are the images of the data set, whose number is known.
     """
     counts = reference.class_counts if own_reals else None
     reals = None if counts is None else int(counts.sum())
@@ -30,7 +30,7 @@ def warnings_of(curves: Mapping[str, np.ndarray], samples: int, reference: Refer
 
 
 def flat_discriminator(gap: np.ndarray) -> list[str]:
-    """A warning, if any, of a training's D(real) − D(fake): rows (N, 2) of a step and the mean since the row before."""
+    """A warning if D(real) − D(fake) is flat: rows (N, 2) of a step and the mean since the row before."""
     steps, values = gap.T
     durations = np.diff(steps, prepend=0)
     length = FLAT_SHARE * steps[-1]
@@ -45,7 +45,7 @@ def flat_discriminator(gap: np.ndarray) -> list[str]:
 
 
 def diverging_fid(curve: np.ndarray) -> list[str]:
-    """A warning, if any, of a FID that rose again: rows (N, 2) of a step and the FID."""
+    """A warning if FID rose again: rows (N, 2) of a step and the FID."""
     steps, values = curve.T
     best = values.argmin()
     if values[-1] <= DIVERGING * values[best]:
@@ -54,7 +54,7 @@ def diverging_fid(curve: np.ndarray) -> list[str]:
 
 
 def few_for_fid(samples: int, reals: int | None, features: int) -> list[str]:
-    """Warnings of a covariance without full rank: of fewer images than features; `reals` None: unknown."""
+    """Warnings if a covariance is singular: with no more images than features. `reals` None: unknown."""
     counts = {"samples": samples, "reals": reals}
     return [
         f"FID of {count} {images}, not more than the {features} features"
