@@ -32,7 +32,7 @@ def seed_noise(seeds: Sequence[int]) -> Tensor:
 
 
 def label_cycle(class_counts: np.ndarray) -> Tensor:
-    """Labels (sum of counts,) with these counts per class, evenly spread: 0, 1, 2, …, 0, 1, 2, … if counts are equal."""
+    """Labels (sum of counts,) with these counts per class, evenly spread: 0, 1, 2, …, 0, 1, 2, … if all are equal."""
     places = [(np.arange(count) + 0.5) / count for count in class_counts]
     labels = np.repeat(np.arange(len(class_counts)), class_counts)
     return torch.from_numpy(labels[np.argsort(np.concatenate(places), kind="stable")])

@@ -1,1 +1,1 @@
-"""A training of the study: its networks, its cost, its results, what happens inside of it."""
+"""A run of the study: its networks, cost and results, and analyses of trained networks."""

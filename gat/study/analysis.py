@@ -1,4 +1,4 @@
-"""What happens inside of trained networks: layer use, what a discriminator knows, how far an optimizer step goes."""
+"""Analyses of trained networks: layer use, the discriminator as a classifier, output change per optimizer step."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ from gat.seeds import Purpose, generator_of
 from gat.study.networks import make_trainer
 
 NO_AUGMENT = Augment(color=0.0, translation=0.0, cutout=0.0, flip=0.0)
-NEIGHBOURS = 10  # of CKNNA
+NEIGHBOURS = 10  # k of CKNNA
 
 Extract = Callable[[np.ndarray], np.ndarray]  # features (N, d) of images uint8 (N, H, W, 3)
 
@@ -38,19 +38,19 @@ Extract = Callable[[np.ndarray], np.ndarray]  # features (N, d) of images uint8 
 
 @torch.no_grad()
 def layer_use(generator: Generator, vae: AutoencoderKL, z: Tensor, labels: Tensor, extract: Extract) -> dict[str, Any]:
-    """What each block of a generator does to its images and tokens.
+    """How much each block of a generator changes images and tokens.
 
     Args:
-        generator: of K levels.
-        vae: its decoder.
+        generator: with K levels.
+        vae: decodes its latents.
         z: (N, 64).
         labels: (N,).
-        extract: the features in which images are compared; LPIPS where its weights are at hand, or FID's extractor.
+        extract: features in which images are compared, such as FID's or LPIPS's.
 
     Returns:
-        For each block, in their order: `skipped`, how far images move in those features when the block is left out,
-        over the mean distance between two of the images; `cosine`, of its tokens after to those before it, mean over
-        samples and tokens; and `cka`, linear CKA of its tokens to those before it.
+        A list with a value per block for each of: `skipped`, the mean distance that images move in these features if
+        the block is skipped, divided by the mean distance between two of the images; `cosine`, the cosine similarity of
+        tokens before and after the block, averaged over samples and tokens; `cka`, the linear CKA of the same tokens.
     """
     whole = _features(generator, vae, z, labels, extract)
     spread = np.linalg.norm(whole[1:] - whole[:-1], axis=1).mean()
@@ -81,7 +81,7 @@ def _features(generator: Generator, vae: AutoencoderKL, z: Tensor, labels: Tenso
 
 @contextmanager
 def _skipped(block: nn.Module) -> Iterator[None]:
-    """Let a block return its tokens as they are."""
+    """Replace a block by the identity."""
     hook = block.register_forward_hook(lambda _, inputs, output: inputs[0].expand_as(output))
     try:
         yield
@@ -90,19 +90,19 @@ def _skipped(block: nn.Module) -> Iterator[None]:
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centered kernel alignment of representations (N, p) and (N, q) of the same N things, 0 to 1.
+    """Linear centered kernel alignment of representations (N, p) and (N, q) of the same N inputs, from 0 to 1.
 
-    Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019. NaN where one is constant.
+    Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019. NaN if one is constant.
     """
     x, y = (at.double() - at.double().mean(0) for at in (x, y))
     return float((y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
 
 
 def cknna(x: Tensor, y: Tensor, neighbours: int = NEIGHBOURS) -> float:
-    """Alignment of the neighbourhoods in representations (N, p) and (N, q) of the same N things: 1 if they agree.
+    """CKNNA of representations (N, p) and (N, q) of the same N inputs: 1 if their neighbourhoods agree.
 
-    CKA over pairs that are among each other's `neighbours` in both; vectors are normalized first (Huh et al., "The
-    Platonic Representation Hypothesis", 2024, appendix A).
+    It is CKA of the normalized vectors, restricted to pairs that are nearest neighbours in both representations (Huh et
+    al., "The Platonic Representation Hypothesis", 2024, appendix A).
     """
     kernels = [F.normalize(at.double(), dim=1) @ F.normalize(at.double(), dim=1).T for at in (x, y)]
     near = []
@@ -124,14 +124,15 @@ def cknna(x: Tensor, y: Tensor, neighbours: int = NEIGHBOURS) -> float:
 def discriminator_outputs(
     discriminator: Discriminator, latents: Tensor, labels: Tensor, loss: Loss, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) for every class, and [cls] (N, width), off which they are read.
+    """Logits (N, classes) for every class, and the [cls] token (N, width) that they are computed from.
 
     Args:
-        discriminator: of K levels.
-        latents: level images (K, N, C, H, W), or reals (1, N, C, H, W); noised as in training, but not augmented.
-        labels: (N,), any.
-        loss: that of the training.
-        rng: of the noise.
+        discriminator: with K levels.
+        latents: level images (K, N, C, H, W), or reals (1, N, C, H, W). They are noised as in training, but not
+            augmented.
+        labels: (N,), without influence on the result.
+        loss: settings of the training.
+        rng: for the noise.
     """
     kept: dict[str, Tensor] = {}
     hook = discriminator.final_layer.register_forward_hook(
@@ -148,12 +149,12 @@ def discriminator_outputs(
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share (0–1) of samples whose own label (N,) has the highest of their logits (N, classes)."""
+    """Share (0–1) of samples whose highest logit (N, classes) is that of their label (N,)."""
     return float((logits.argmax(1) == labels).float().mean())
 
 
 def relative_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """`accuracy` of logits less their label's mean: the losses compare logits of one label, and leave it free."""
+    """`accuracy` of per-class-centred logits, since the losses do not constrain the mean logit of a class."""
     return accuracy(logits - logits.mean(0), labels)
 
 
@@ -167,20 +168,21 @@ def discriminator_knowledge(
     reference: Teacher | Extractor,
     rng: torch.Generator,
 ) -> dict[str, float]:
-    """The discriminator as a classifier of reals and samples, and the alignment of its [cls] with other features.
+    """Accuracy of the discriminator as a classifier, and alignment of its [cls] token with other features.
 
     Args:
-        discriminator: of K levels.
+        discriminator: with K levels.
         fake: level images (K, N, C, H, W).
-        fake_labels: (N,) their classes.
-        loss: that of the training.
-        latents: the training data, of which N are taken, evenly spaced.
-        images: those behind the latents.
-        reference: of other features, a teacher or an extractor.
-        rng: of the noise.
+        fake_labels: (N,) classes of the fakes.
+        loss: settings of the training.
+        latents: the training data, of which N evenly spaced ones are used.
+        images: the images behind the latents.
+        reference: computes the other features.
+        rng: for the noise.
 
     Returns:
-        `accuracy`, `relative_accuracy`, the latter `..._on_samples`, the accuracy by `chance`, and `cknna`.
+        `accuracy` and `relative_accuracy` on real images, `relative_accuracy_on_samples`, the accuracy by `chance`, and
+        `cknna`.
     """
     count, device = fake.shape[1], fake.device
     kept = evenly_spaced(len(latents), count)
@@ -204,7 +206,7 @@ def discriminator_knowledge(
     }
 
 
-# Steps of the optimizer
+# Optimizer steps
 
 
 def step_sizes_by_rule(
@@ -218,7 +220,7 @@ def step_sizes_by_rule(
     teacher: Teacher | None = None,
     compute: Compute = Compute(),  # noqa: B008 (frozen)
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """`step_sizes` of short trainings `with` the width rule, and `without` it, at its rate for `base_width`."""
+    """`step_sizes` of short trainings `with` the width rule, and `without` it, at the learning rate of `base_width`."""
     fixed_rate = recipe.train.learning_rate * BASE_WIDTH / base_width
     fixed = recipe.train.model_copy(update={"scale_lr_by_width": False, "learning_rate": fixed_rate})
     sizes = {}
@@ -232,18 +234,18 @@ def step_sizes_by_rule(
 def step_sizes(
     trainer: Trainer, batches: TrainingBatches, steps: int, window: int, count: int = 64
 ) -> dict[str, dict[str, float]]:
-    """How far one optimizer step moves the networks' outputs, at the start of a training and later.
+    """Change of the networks' outputs per optimizer step, at the start of a training and later.
 
     Args:
-        trainer: not trained yet; it is trained for `steps` steps.
-        batches: its data.
-        steps: of the training.
-        window: steps over which is averaged, the first ones and the last ones.
-        count: samples whose outputs are followed: fixed noise, and the first step's reals.
+        trainer: untrained; it is trained for `steps` steps.
+        batches: its training data.
+        steps: number of steps.
+        window: number of steps to average over, at the start and at the end.
+        count: number of samples whose outputs are compared: fixed noise, and the reals of the first step.
 
     Returns:
-        `start` and `later`, each with `generator`, the root mean square change of its latents, whose scale is 1, and
-        `discriminator`, that of its logits.
+        `start` and `later`, each with `generator`, the root mean square change of its latents (which have unit
+        variance), and `discriminator`, that of its logits.
     """
     device = trainer.accelerator.device
     rng = generator_of(trainer.seed, Purpose.STEP_SIZES, device=device)

@@ -1,4 +1,4 @@
-"""Cost of networks: parameters and multiply-adds, which papers write as "GFLOPs" (DiT-XL/2: 118.6)."""
+"""Cost of networks: parameters and multiply-adds, which papers call "GFLOPs" (DiT-XL/2: 118.6)."""
 
 import inspect
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from gat.gan.networks import Z_DIM, Discriminator, Generator
 
 
 class NetworkCost(NamedTuple):
-    """Cost of one network on one sample."""
+    """Cost of a network on one sample."""
 
     params: int
-    gmacs: float  # 1e9 multiply-adds of one forward
+    gmacs: float  # 1e9 multiply-adds of one forward pass
 
 
 def _count(network: nn.Module, *inputs: torch.Tensor, **options: Any) -> NetworkCost:
@@ -26,19 +26,19 @@ def _count(network: nn.Module, *inputs: torch.Tensor, **options: Any) -> Network
 
 
 def _arguments(network: type[nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments out of a network's saved config, which says more."""
+    """The constructor arguments in a saved config, which has other keys too."""
     return {key: config[key] for key in inspect.signature(network).parameters if key in config}
 
 
 def generator_cost(config: Mapping[str, Any]) -> NetworkCost:
-    """Cost of a `Generator` of this config; nothing is computed or allocated."""
+    """Cost of a `Generator` with this config, counted without computing or allocating anything."""
     with torch.device("meta"):
         network = Generator(**_arguments(Generator, config))
         return _count(network, torch.empty(1, Z_DIM), torch.zeros(1, dtype=torch.long))
 
 
 def discriminator_cost(config: Mapping[str, Any]) -> NetworkCost:
-    """Cost of a `Discriminator` of this config, its REPA head included; nothing is computed or allocated."""
+    """Cost of a `Discriminator` with this config, including its REPA head, counted like `generator_cost`."""
     with torch.device("meta"):
         network = Discriminator(**_arguments(Discriminator, config))
         c = network.config
@@ -49,17 +49,17 @@ def discriminator_cost(config: Mapping[str, Any]) -> NetworkCost:
 def training_gmacs(
     generator: Mapping[str, Any], discriminator: Mapping[str, Any], batch_size: int, steps: int, penalty: bool
 ) -> float:
-    """Multiply-adds (1e9) of a training, its teacher's apart; a backward through weights and inputs is two forwards.
+    """Multiply-adds (1e9) of a training without its teacher, counting a full backward pass as two forward passes.
 
-    A step runs the generator forward and backward, the discriminator forward and backward on reals, fakes and,
-    for the penalties, a perturbed copy of each; then forward on reals, and forward and back to its input on fakes. The
-    REPA head sees the reals of the first of these alone.
+    A step runs the generator forward and backward, and the discriminator forward and backward on reals, fakes, and, for
+    the penalties, a perturbed copy of each. For the generator's loss the discriminator then runs forward on reals, and
+    forward and backward to its input on fakes. The REPA head runs only on reals in the discriminator's loss.
 
     Args:
         generator: config of the network.
         discriminator: config of the network.
-        batch_size: of all processes together.
-        steps: of the training.
+        batch_size: total over all processes.
+        steps: number of steps.
         penalty: whether γ is above 0.
     """
     body = discriminator_cost({**discriminator, "repa_dim": None}).gmacs
@@ -72,11 +72,11 @@ def training_gmacs(
 def cost_of(
     generator: Mapping[str, Any], discriminator: Mapping[str, Any] | None, run: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the tables say of a model's cost.
+    """Parameters, GMACs and training compute of a model, by the keys of `gat.report.columns`.
 
     Args:
         generator: config of the network.
-        discriminator: config of the network; None: not known, as of a pretrained model.
+        discriminator: config of the network; None: unknown, for a pretrained model.
         run: `batch_size`, `steps` and `gamma` of the training.
     """
     params, gmacs = generator_cost(generator)

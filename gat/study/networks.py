@@ -1,4 +1,4 @@
-"""A training of the study as params.yaml describes it: its networks, its trainer, what identifies and describes it."""
+"""Networks and trainer of a run as params.yaml describes it, and the hash that identifies its training."""
 
 import hashlib
 import json
@@ -47,10 +47,10 @@ def make_trainer(
     teacher: Teacher | None = None,
     compute: Compute = Compute(),  # noqa: B008 (frozen)
 ) -> Trainer:
-    """The networks of one training, freshly initialized from its seed, in their trainer.
+    """The trainer of one training, with networks initialized from its seed.
 
     Raises:
-        ParamsError: the batch does not divide among processes and micro-batches.
+        ParamsError: the batch size is not a multiple of processes times micro-batch.
     """
     config_g, config_d = network_configs(recipe, latents, teacher)
     torch.manual_seed(seed_of(seed, Purpose.WEIGHTS))
@@ -58,7 +58,7 @@ def make_trainer(
     for network in (generator, discriminator):
         network.activation_checkpointing = compute.activation_checkpointing
         if compute.compile:
-            network.compile_repeated_blocks()  # all blocks share one block's code: minutes less than the whole network
+            network.compile_repeated_blocks()  # one block's code for all: minutes faster than compiling whole networks
     return Trainer(
         accelerator,
         generator,
@@ -74,7 +74,7 @@ def make_trainer(
 
 
 def describe(recipe: Recipe, latent_size: int) -> dict[str, Any]:
-    """What the tables say of a training, apart from its cost and its metrics."""
+    """The settings of a training that `run.json` records."""
     run, loss, train, repa = recipe
     return {
         "width": run.width,
@@ -89,7 +89,7 @@ def describe(recipe: Recipe, latent_size: int) -> dict[str, Any]:
 
 
 def training_key(recipe: Recipe, seed: int, latents: Latents, *others: bytes) -> str:
-    """Hash of everything that decides a checkpoint: recipe, seed, data, and what else there is, such as the code."""
+    """Hash of everything that decides a checkpoint: settings, seed, latents, and `others`, such as the code."""
     digest = hashlib.blake2b(digest_size=10)
     sections = [section.model_dump() for section in recipe]
     digest.update(json.dumps([sections, seed, latents.digest], sort_keys=True).encode())

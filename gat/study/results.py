@@ -1,4 +1,4 @@
-"""The files of one training's results: their only reader and writer."""
+"""Reads and writes all files with the results of a training."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,13 +11,13 @@ from gat.files import write_json
 
 
 class Results:
-    """A folder of results.
+    """The results folder of a training.
 
-    `run.json`      what was trained: size, steps, learning rate, γ, mean gap at the end (of `train`)
-    `curves/`       DVCLive's folder, a `.tsv` of `step` and a value for each metric; empty if pretrained (of `train`)
-    `metrics.json`  the numbers that DVC compares (of `evaluate`)
-    `evaluation.json`  cost, how the metrics were measured, and `warnings` (of `evaluate`)
-    `samples.png`   a row a class, a column a seed (of `evaluate`)
+    `run.json`         size, steps, learning rate, γ, and mean gap at the end; written by `train`
+    `curves/`          DVCLive's folder: a `.tsv` of `step` and value per metric, none if pretrained; written by `train`
+    `metrics.json`     the metrics that DVC compares; written by `evaluate`
+    `evaluation.json`  cost, how the metrics were measured, and `warnings`; written by `evaluate`
+    `samples.png`      rows: classes; columns: seeds; written by `evaluate`
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +31,7 @@ class Results:
         write_json(self.folder / "evaluation.json", evaluation)
 
     def curve_logger(self) -> tuple[Callable[[Mapping[str, float]], None], Callable[[], None]]:
-        """Begin the curves anew: a function that adds a row of `step` and metrics, and one that ends them."""
+        """Start new curves: returns a function that adds a row of `step` and metrics, and one that ends the curves."""
         from dvclive.live import Live
 
         live = Live(str(self.curves_folder), dvcyaml=None, report=None, save_dvc_exp=False)
@@ -45,11 +45,11 @@ class Results:
         return log, live.end
 
     def read(self, *parts: str) -> dict[str, Any]:
-        """The content of `run`, `metrics` and `evaluation`, or of some of them, together."""
+        """The merged content of the JSON files named in `parts`; by default `run`, `metrics` and `evaluation`."""
         paths = (self.folder / f"{part}.json" for part in parts or ("run", "metrics", "evaluation"))
         return {key: value for path in paths for key, value in json.loads(path.read_text()).items()}
 
     def curves(self) -> dict[str, np.ndarray]:
-        """What was logged in training, by metric: rows (N, 2) of a step and a value; of a pretrained model nothing."""
+        """The curves of the training by metric, rows (N, 2) of a step and a value; empty for a pretrained model."""
         paths = sorted((self.curves_folder / "plots/metrics").glob("*.tsv"))
         return {path.stem: np.loadtxt(path, skiprows=1, ndmin=2) for path in paths}
