@@ -1,10 +1,12 @@
-"""A small training that several tests run."""
+"""Changed params, a small training, and programs on two processes, for several files of tests."""
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from conftest import ROOT
 from torch import Tensor
@@ -19,6 +21,16 @@ from gat.gan.training import Trainer
 SIZE = {"width": 16, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8, "classes": 10}
 LOSS = Loss(scale_gamma_by_pixels=False)
 TRAIN = {"steps": 20, "batch_size": 16, "learning_rate": 0.0113, "scale_lr_by_width": False, "ema_decay": 0.9}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both = base.keys() & {key for key, value in changes.items() if isinstance(value, dict)}
+    return base | {key: merged(base[key] or {}, value) if key in both else value for key, value in changes.items()}
+
+
+def changed_params(changes: str, path: str = "params.yaml") -> dict[str, Any]:
+    """The content of a file of parameters with some keys changed, those of a YAML text."""
+    return merged(yaml.safe_load((ROOT / path).read_text()), yaml.safe_load(changes) or {})
 
 
 def make_trainer(
@@ -41,14 +53,17 @@ def make_trainer(
     return trainer, TrainingBatches(latents, settings.batch_size, 0, rank, processes, images)
 
 
-def relative_error(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
-    """Of all tensors together."""
-    assert got.keys() == want.keys()
-    flat_got, flat_want = (torch.cat([state[name].flatten().double() for name in want]) for state in (got, want))
-    return ((flat_got - flat_want).norm() / flat_want.norm()).item()
+def save_teacher(folder: Path) -> Path:
+    """A DINOv2 of random weights, in transformers' own format."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
+    Dinov2Model(Dinov2Config(**sizes, image_size=70, patch_size=14)).save_pretrained(folder)
+    return folder
 
 
-def on_two_processes(script: str, *arguments: object) -> None:
+def on_two_processes(script: str | Path, *arguments: object) -> None:
     """Run a test file as a program on two processes."""
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", script, *map(str, arguments)],
@@ -59,6 +74,7 @@ def on_two_processes(script: str, *arguments: object) -> None:
 
 def assert_states_equal(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
     """Networks and EMA, each within a relative error."""
+    assert got.keys() == want.keys()
     for part in ("generator.", "discriminator.", "ema."):
-        own, theirs = ({k: t for k, t in state.items() if k.startswith(part)} for state in (got, want))
-        assert relative_error(own, theirs) < tolerance, part
+        own, theirs = (torch.cat([s[k].flatten() for k in want if k.startswith(part)]) for s in (got, want))
+        assert (own - theirs).norm() < tolerance * theirs.norm(), part

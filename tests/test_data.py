@@ -1,22 +1,14 @@
-import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
-from conftest import ROOT
-from diffusers import AutoencoderKL
 from PIL import Image
 
-from gat.data.crop import center_crop, write_images
+from gat.data.crop import center_crop
 from gat.data.encode import write_latents
-from gat.data.images import Images
 from gat.data.latents import Latents, TrainingBatches
 from gat.data.pixels import decode, to_model_range, to_uint8
 from gat.data.sources import load_source
@@ -31,22 +23,6 @@ def test_embedded_digits_are_mnist_padded_to_32(digits):
     assert digits[:].shape == (300, 32, 32, 3)
     assert digits[:].max() == 255
     assert not digits[:][:, [0, 1, 30, 31]].any()
-
-
-def test_crop_is_upright_square_rgb():
-    image = Image.new("L", (90, 40), 0)
-    image.paste(255, (25, 0, 65, 40))  # the middle square
-    cropped = center_crop(image, 16)
-    assert (cropped.mode, cropped.size) == ("RGB", (16, 16))
-    assert np.asarray(cropped)[:, 1:-1].min() > 200
-    turned = Image.new("RGB", (20, 20), "white")
-    turned.paste("black", (0, 0, 20, 10))
-    exif = turned.getexif()
-    exif[0x0112] = 6  # the camera was held sideways
-    turned.info["exif"] = exif.tobytes()
-    upright = np.asarray(center_crop(turned, 20))
-    assert upright[:, 15:].max() == 0
-    assert upright[:, :5].min() == 255
 
 
 @pytest.mark.parametrize("side", [(300, 150), (133, 700), (65, 64)])
@@ -69,23 +45,6 @@ def test_examples_of_a_class_are_its_images_from_the_first_to_the_last(digits):
         rows = np.flatnonzero(digits.labels == label)
         want = digits[rows[[0, (len(rows) - 1) // 2, len(rows) - 1]]]
         assert np.array_equal(examples[3 * label : 3 * label + 3], want)
-
-
-def test_a_folder_of_class_folders_is_a_source(tmp_path):
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        for i in range(3):
-            pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "in" / name / f"{i}.png")
-    write_images(load_source(str(tmp_path / "in")), tmp_path / "out", 16, progress=False)
-    images = Images(tmp_path / "out")
-    assert images.classes == ["cat", "dog"]
-    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    kept = Image.open(tmp_path / "in/dog/2.png")
-    assert np.array_equal(images[5:6][0], np.asarray(center_crop(kept, 16)))
-    with pytest.raises(ValueError, match=r"data\.image_column: 'picture' is not a column"):
-        load_source(str(tmp_path / "in"), image_column="picture")
 
 
 def test_pixels_survive_the_round_trip_to_the_model_and_back(rng):
@@ -125,12 +84,6 @@ def test_cut_file_of_latents_is_named(latents, tmp_path):
         cut.moments(np.array([0, len(cut) - 1]), np.array([0, 1]))
 
 
-def test_latents_are_not_mirrored_unless_asked(digits, vae, tmp_path):
-    write_latents(digits, lambda batch: encode(vae, batch), tmp_path, 0.5, False, 100, progress=False)
-    assert Latents(tmp_path).flips == 1
-    assert set(json.loads((tmp_path / "latents.json").read_text())) == {"scaling_factor", "classes", "digest"}
-
-
 def test_interrupted_writing_goes_on_with_the_first_file_that_is_not_whole(digits, vae, latents, tmp_path):
     """A file of several, a kill, the rest: the same as in one go, and nothing encoded twice."""
     encoded = []
@@ -150,28 +103,8 @@ def test_interrupted_writing_goes_on_with_the_first_file_that_is_not_whole(digit
     got, index = Latents(tmp_path), np.array([0, 127, 128, 255, 256, 299, 5])
     assert len(list(tmp_path.glob("moments-*"))) == 3
     flips = np.zeros(7, dtype=int)
+    assert (got.flips, latents.flips) == (1, 2)
     np.testing.assert_allclose(got.moments(index, flips), latents.moments(index, flips), rtol=2e-3, atol=1e-3)
-
-
-def test_any_number_of_processes_writes_the_same_latents(digits, vae, tmp_path):
-    vae.save_pretrained(tmp_path / "vae")
-    encoder = lambda batch: encode(vae, batch)  # noqa: E731
-    write_latents(digits, encoder, tmp_path / "one", 0.5, True, 50, shard=50, progress=False)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__),
-            *(digits.folder, tmp_path / "vae", tmp_path / "two"),
-        ],
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
-        check=True,
-    )
-    one, two = Latents(tmp_path / "one"), Latents(tmp_path / "two")
-    index = np.arange(300)
-    assert len(list((tmp_path / "two").glob("moments-*"))) == 6
-    for flip in (0, 1):
-        got, want = (latents.moments(index, np.full(300, flip)) for latents in (two, one))
-        np.testing.assert_allclose(got, want, rtol=2e-3, atol=1e-3)
-    assert np.array_equal(one.labels, two.labels)
 
 
 def test_no_sample_is_seen_twice_in_an_epoch(latents):
@@ -180,17 +113,6 @@ def test_no_sample_is_seen_twice_in_an_epoch(latents):
     for epoch in range(16):
         assert sorted(seen[epoch * 300 : (epoch + 1) * 300]) == list(range(300))
     assert seen[:300].tolist() != seen[300:600].tolist()
-
-
-def test_processes_share_each_batch_and_any_step_can_be_asked_for(latents):
-    whole = TrainingBatches(latents, 64, seed=0)
-    shares = [TrainingBatches(latents, 64, seed=0, rank=rank, processes=4) for rank in range(4)]
-    later = TrainingBatches(latents, 64, seed=0)
-    for step in (0, 4, 9):
-        parts = [share[step] for share in shares]
-        assert torch.equal(torch.cat([part.moments for part in parts]), whole[step].moments)
-        assert torch.equal(torch.cat([part.labels for part in parts]), whole[step].labels)
-    assert torch.equal(later[9].moments, whole[9].moments)
 
 
 def test_both_mirror_images_are_drawn(latents):
@@ -215,18 +137,3 @@ def test_folders_travel_to_worker_processes_as_their_place(latents, digits):
     assert len(pickle.dumps(digits)) < 500
     index = np.array([3, 250])
     assert np.array_equal(pickle.loads(pickle.dumps(digits))[index], digits[index])
-
-
-if __name__ == "__main__":  # one of two processes
-    assert PartialState(cpu=True).num_processes == 2
-    loaded = AutoencoderKL.from_pretrained(sys.argv[2])
-    write_latents(
-        Images(sys.argv[1]),
-        lambda batch: encode(loaded, batch),
-        Path(sys.argv[3]),
-        0.5,
-        True,
-        50,
-        shard=50,
-        progress=False,
-    )

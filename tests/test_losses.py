@@ -64,23 +64,6 @@ def test_losses_are_softplus_of_the_relativistic_gap(batch):
     )
 
 
-def test_penalties_of_a_linear_discriminator_are_its_squared_slope_along_the_step(batch):
-    """aR1 of x ↦ ⟨a, x⟩ is ⟨a, ε⟩² exactly, whatever σ."""
-    real, fake, labels = batch
-    slope = torch.randn(4, 8, 8)
-
-    def discriminate(levels, _):
-        return (levels[-1] * slope).sum((1, 2, 3))
-
-    eps = (torch.randn_like(real), torch.randn_like(fake[:1]))
-    perturb = perturbations(3, PLAIN)
-    total, terms = discriminator_loss(discriminate, real, fake[:1], labels, perturb, eps, PLAIN)
-    r1, r2 = ((slope * s).sum((-3, -2, -1)).square().mean() for s in eps)
-    torch.testing.assert_close(terms["r1"], r1, rtol=0.01, atol=0.1)
-    torch.testing.assert_close(terms["r2"], r2, rtol=0.01, atol=0.1)
-    torch.testing.assert_close(total, terms["loss_d"] + 0.05 * (terms["r1"] + terms["r2"]))
-
-
 def test_one_batched_call_equals_the_paper_written_out(batch, discriminator):
     """Four separate calls, each copy augmented and noised by its original's draws, ε before the augmentation."""
     real, fake, labels = batch
@@ -111,37 +94,11 @@ def test_generators_gradient_flows_through_the_fakes_alone(batch, discriminator)
     assert fake.grad.abs().sum() > 0
 
 
-def test_gradient_is_that_of_finite_differences(batch, discriminator):
-    real, fake, labels = batch
-    perturb = perturbations(3, PAPER)
-    discriminator.double()
-    perturb = tuple(
-        Perturbation(
-            type(b.augment)(*(t.double() if t.is_floating_point() else t for t in b.augment)), b.noise.double()
-        )
-        for b in perturb
-    )
-    fake = fake.double().requires_grad_()
-    loss = generator_loss(discriminator, real.double(), fake, labels, perturb, PAPER)
-    (gradient,) = torch.autograd.grad(loss, fake)
-    direction = torch.randn_like(fake)
-    with torch.no_grad():
-        up, down = (
-            generator_loss(discriminator, real.double(), fake + s * 1e-3 * direction, labels, perturb, PAPER)
-            for s in (1, -1)
-        )
-    torch.testing.assert_close((gradient * direction).sum(), (up - down) / 2e-3, rtol=1e-3, atol=1e-6)
-
-
-def test_gamma_is_the_papers_at_its_own_size_and_grows_with_the_pixels():
+def test_gamma_is_the_papers_at_its_own_size_and_grows_with_the_pixels(batch, discriminator):
     assert penalty_weight(Loss(), 32) == pytest.approx(0.1)
     assert penalty_weight(Loss(), 8) == pytest.approx(0.1 / 16)
     assert penalty_weight(Loss(), 64) == pytest.approx(0.4)
     assert penalty_weight(Loss(scale_gamma_by_pixels=False), 8) == pytest.approx(0.1)
-
-
-def test_losses_follow_the_size_of_the_latents(batch, discriminator):
     real, fake, labels = batch
-    arguments = (discriminator, real, fake, labels, perturbations(3, PAPER), (real, fake))
-    total, terms = discriminator_loss(*arguments, Loss())
+    total, terms = discriminator_loss(discriminator, real, fake, labels, perturbations(3, PAPER), (real, fake), Loss())
     torch.testing.assert_close(total, terms["loss_d"] + 0.1 / 16 / 2 * (terms["r1"] + terms["r2"]))

@@ -1,4 +1,3 @@
-import gat.noise
 import pytest
 import torch
 
@@ -30,10 +29,6 @@ def test_image_is_kept_in_proportion():
     levels = torch.ones(4, 2, 3, 2, 2)
     seen = perturb(levels, torch.zeros_like(levels))
     torch.testing.assert_close(seen[:, 0, 0, 0, 0], 1 - torch.tensor(noise_levels(4)))
-
-
-def test_short_name_is_the_same_function():
-    assert gat.noise.perturb is perturb
 
 
 def test_resized_levels_are_means_of_squares_and_the_last_is_the_image():

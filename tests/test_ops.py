@@ -59,16 +59,6 @@ def test_swiglu():
     assert_same(ops.swiglu, ops.plain_swiglu, (normal(2, 5, 8), normal(12, 8), normal(12)))
 
 
-@pytest.mark.parametrize(("sides", "split"), [((1024, 1032), True), ((1028, 1032), False)])
-def test_linear(sides, split, monkeypatch):
-    calls = []
-    apply = ops._LinearInParts.apply
-    monkeypatch.setattr(ops._LinearInParts, "apply", lambda *inputs: calls.append(1) or apply(*inputs))
-    inputs = normal(10, sides[0]), normal(*sides[::-1]), normal(sides[1])
-    assert_same(ops.linear, ops.plain_linear, inputs)
-    assert bool(calls) == split
-
-
 def test_mapping_layer_is_a_hundredth_of_what_it_stores():
     layer = MappingLinear(6, 4)
     x = torch.randn(3, 6)

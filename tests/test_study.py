@@ -1,29 +1,18 @@
-import copy
 import shutil
 
 import pytest
 import torch
-import yaml
-from conftest import ROOT
+from helpers import changed_params
 
-from gat.config import MODEL, Params, ParamsError, Training
+from gat.config import MODEL, Compute, Params, Recipe
 from gat.data.latents import Latents, TrainingBatches
 from gat.gan.training import Metrics, Trainer, fit
-from gat.study.networks import describe, fingerprint, make_trainer
-
-SMOKE = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
+from gat.study.networks import describe, make_trainer, training_key
 
 
-def params(**changes: object) -> Params:
-    """The smoke profile with values changed, keys written `section__key`."""
-    content = copy.deepcopy(SMOKE)
-    for key, value in changes.items():
-        *sections, last = key.split("__")
-        place = content
-        for section in sections:
-            place = place[section.replace("_", "-") if section not in place else section]
-        place[last] = value
-    return Params.model_validate(content)
+def recipe(changes: str = "", run: str = MODEL) -> Recipe:
+    """Of the smoke profile with some keys changed, those of a YAML text."""
+    return Params.model_validate(changed_params(changes, "profiles/smoke.yaml")).recipe(run)
 
 
 def train(trainer: Trainer, latents: Latents) -> list[Metrics]:
@@ -31,87 +20,65 @@ def train(trainer: Trainer, latents: Latents) -> list[Metrics]:
 
 
 def test_paper_wide_model_trains_on_a_cpu(accelerator, latents):
-    settings = params(model__width=1152, train__steps=1)
-    trainer = make_trainer(settings, Training(MODEL, 0), latents, accelerator)
+    wide = recipe("{model: {width: 1152}, train: {steps: 1, batch_size: 4}}")
+    trainer = make_trainer(wide, 0, latents, accelerator)
     assert trainer.generator.config["heads"] == 18
-    assert describe(settings, Training(MODEL, 0), latents)["width"] == 1152
+    assert describe(wide, latents.size)["width"] == 1152
     (row,) = train(trainer, latents)
     assert row["loss_d"] == pytest.approx(0.7, abs=0.5)
-
-
-def test_switches_reach_the_networks_and_the_losses(accelerator, latents):
-    changed = params(
-        loss__levels={"schedule": "none", "count": 4},
-        loss__gamma=0.0,
-        model__discriminator={"width": 16},
-        train__scale_lr_by_width=False,
-    )
-    trainer = make_trainer(changed, Training(MODEL, 0), latents, accelerator)
-    assert trainer.generator.config["levels"] == 1
-    assert (trainer.generator.config["width"], trainer.discriminator.config["width"]) == (12, 16)
-    rate_g, rate_d = learning_rates(trainer)
-    assert rate_g == rate_d
-    (row, *_) = train(trainer, latents)
-    assert "r1" not in row
 
 
 def learning_rates(trainer: Trainer) -> list[float]:
     return [optimizer.param_groups[0]["lr"] for optimizer in (trainer.optimizer_g, trainer.optimizer_d)]
 
 
+def test_switches_reach_the_networks_and_the_losses(accelerator, latents):
+    loss = "loss: {levels: {schedule: none, count: 4}, gamma: 0.0}"
+    rest = "model: {discriminator: {width: 16}}, train: {scale_lr_by_width: false, steps: 1}"
+    trainer = make_trainer(recipe(f"{{{loss}, {rest}}}"), 0, latents, accelerator)
+    assert trainer.generator.config["levels"] == 1
+    assert (trainer.generator.config["width"], trainer.discriminator.config["width"]) == (12, 16)
+    rate_g, rate_d = learning_rates(trainer)
+    assert rate_g == rate_d
+    (row,) = train(trainer, latents)
+    assert "r1" not in row
+
+
 def test_learning_rates_follow_each_networks_width(accelerator, latents):
-    changed = params(model__discriminator={"width": 24})
-    rate_g, rate_d = learning_rates(make_trainer(changed, Training(MODEL, 0), latents, accelerator))
+    trainer = make_trainer(recipe("model: {discriminator: {width: 24}}"), 0, latents, accelerator)
+    rate_g, rate_d = learning_rates(trainer)
     assert rate_g == pytest.approx(2 * rate_d)
 
 
 def test_seed_decides_the_weights(accelerator, latents):
-    def weights(seed: int) -> torch.Tensor:
-        trainer = make_trainer(params(), Training(MODEL, seed), latents, accelerator)
-        return trainer.generator.blocks[0].attn.qkv.weight.detach()
+    one, again, two = (
+        make_trainer(recipe(), seed, latents, accelerator).generator.blocks[0].attn.qkv.weight for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, two)
 
-    assert torch.equal(weights(1), weights(1))
-    assert not torch.equal(weights(1), weights(2))
 
-
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize(
-    ("mode", "changes"),
-    [
-        ("blocks", {}),
-        ("blocks", {"compute__activation_checkpointing": True}),
-        ("whole", {"model__discriminator": {"width": 24}}),  # and so two learning rates
-    ],
-)
-def test_compiled_networks_train_as_others_do(accelerator, latents, mode, changes):
-    def trained(mode: str | None) -> torch.Tensor:
-        settings = params(train__steps=3, compute__compile=mode, **changes)
-        trainer = make_trainer(settings, Training(MODEL, 0), latents, accelerator)
-        generator, discriminator = trainer.generator, trainer.discriminator
-        parts = {"blocks": generator.blocks[0], "whole": generator}
-        assert [name for name, part in parts.items() if part._compiled_call_impl] == ([mode] if mode else [])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_networks_train_as_others_do(accelerator, latents, checkpointing):
+    states = []
+    for compiled in (False, True):
+        compute = Compute(compile=compiled, activation_checkpointing=checkpointing)
+        trainer = make_trainer(recipe("train: {steps: 3}"), 0, latents, accelerator, compute=compute)
         train(trainer, latents)
-        return torch.cat([p.detach().flatten() for p in (*generator.parameters(), *discriminator.parameters())])
-
-    want, got = trained(None), trained(mode)
-    assert ((got - want).norm() / want.norm()).item() < 1e-4
-
-
-def test_fingerprint_is_of_what_defines_the_run_and_nothing_else(latents, tmp_path):
-    base = fingerprint(params(), Training(MODEL, 0), latents)
-    assert fingerprint(params(study__S_2__width=12), Training(MODEL, 0), latents) == base
-    assert fingerprint(params(evaluate__samples=300), Training(MODEL, 0), latents) == base
-    assert fingerprint(params(), Training(MODEL, 1), latents) != base
-    assert fingerprint(params(train__steps=13), Training(MODEL, 0), latents) != base
-    assert fingerprint(params(model__width=16), Training(MODEL, 0), latents) != base
-    assert fingerprint(params(loss__gamma=0.2), Training(MODEL, 0), latents) != base
-    (tmp_path / "file").write_text("reference")
-    assert fingerprint(params(), Training(MODEL, 0), latents, [tmp_path / "file"]) != base
+        networks = (*trainer.generator.parameters(), *trainer.discriminator.parameters())
+        states.append(torch.cat([p.detach().flatten() for p in networks]))
+    want, got = states
+    assert not torch.equal(got, want)  # as code of another order of operations rounds
+    assert (got - want).norm() < 1e-4 * want.norm()
 
 
-def test_patch_that_does_not_fit_the_latents_is_refused(accelerator, latents):
-    content = copy.deepcopy(SMOKE)
-    content["vae"]["pretrained"] = "some/hub-id"  # whose latents' side is known only when they are there
-    content["model"]["patch"] = 3
-    with pytest.raises(ParamsError, match=r"model\.patch: 3 is not allowed; allowed: divisors of 8"):
-        make_trainer(Params.model_validate(content), Training(MODEL, 0), latents, accelerator)
+def test_training_key_is_of_what_decides_the_training_and_of_nothing_else(latents):
+    base = training_key(recipe(), 0, latents)
+    for unrelated in ("study: {S-2: {width: 12}}", "evaluate: {samples: 300}", "compute: {threads: 2}"):
+        assert training_key(recipe(unrelated), 0, latents) == base
+    keys = [base, training_key(recipe(), 1, latents), training_key(recipe(), 0, latents, b"reference")]
+    for change in ("train: {steps: 13}", "model: {width: 16}", "loss: {gamma: 0.2}", "repa: {weight: 0.5}"):
+        keys.append(training_key(recipe(change), 0, latents))
+    assert len({*keys}) == len(keys)

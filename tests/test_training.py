@@ -1,218 +1,232 @@
-import shutil
+"""Training, and that neither processes, micro-batches nor interruptions change what comes of it, or of the data."""
+
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import SIZE, assert_states_equal, make_trainer, on_two_processes, relative_error
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from helpers import SIZE, assert_states_equal, make_trainer, on_two_processes, save_teacher
+from PIL import Image
+from safetensors.torch import load_file
 
 from gat.config import Compute, Optimization
-from gat.data.latents import TrainingBatches
+from gat.data.crop import write_images
+from gat.data.encode import write_latents
+from gat.data.images import Images
+from gat.data.latents import Latents, TrainingBatches
+from gat.data.sources import load_source
+from gat.data.vae import encode
+from gat.evaluation.extractor import Classifier, Extractor, TrainedClassifier, save_extractor
+from gat.evaluation.features import compute_features, compute_reference
+from gat.evaluation.fid import Reference, evenly_spaced
+from gat.evaluation.sampling import Sampler, save_npz
 from gat.gan.networks import Discriminator, Generator
-from gat.gan.optim import FusedStep, clip_and_step, make_optimizer, width_aware_learning_rate
+from gat.gan.optim import width_aware_learning_rate
+from gat.gan.repa import Teacher
 from gat.gan.training import Trainer, final_gap, fit
+from gat.release.pipeline import GATPipeline
 from gat.runtime import make_accelerator
-from gat.seeds import seed_of
+from gat.seeds import Purpose, seed_of
+
+COUNT, LABELS = 130, np.arange(130) % 7
 
 
-def train(accelerator, latents, steps: int, compute: Compute = Compute()) -> Trainer:  # noqa: B008
-    trainer, batches = make_trainer(accelerator, latents, compute=compute, steps=steps)
-    fit(trainer, batches)
-    return trainer
+def everything(given: Path, out: Path, accelerator: Accelerator) -> None:
+    """All that processes share: writing images and latents, features, a training with a teacher. Called on each."""
+    write_images(load_source(str(given / "source")), out / "images", 32, shard=5, progress=False)
+    vae, images = AutoencoderKL.from_pretrained(given / "pipeline/vae"), Images(given / "images")
+    encoder = lambda batch: encode(vae, batch)  # noqa: E731
+    write_latents(images, encoder, out / "latents", 0.5, True, 50, shard=50, progress=False)
+    pipeline, extractor = GATPipeline.from_pretrained(given / "pipeline"), Extractor(given / "extractor")
+    sampler = Sampler(pipeline.generator, pipeline.vae, 0)
+    features = compute_features(sampler, extractor, COUNT, 20, progress=False)
+    reference = compute_reference(sampler, extractor, COUNT, 20, 30, LABELS, progress=False)
+    save_npz(sampler, out / "samples.npz", COUNT, 20)
+    if accelerator.is_main_process:
+        np.save(out / "features.npy", features)
+        reference.save(out / "reference.npz")
+    torch.set_default_dtype(torch.float64)
+    two = accelerator.num_processes == 2
+    compute = Compute(micro_batch=4 if two else None, save_every=6)
+    teacher, latents = Teacher(str(given / "teacher")), Latents(given / "latents")
+    trainer, batches = make_trainer(accelerator, latents, teacher=teacher, images=images, compute=compute, steps=12)
+    fit(trainer, batches, out / "checkpoints")
 
 
-def test_learning_rate_is_the_papers_at_its_own_size_and_follows_width_and_batch():
-    assert width_aware_learning_rate(Optimization(), 768) == pytest.approx(2e-4)
-    assert width_aware_learning_rate(Optimization(), 384) == pytest.approx(4e-4)
-    assert width_aware_learning_rate(Optimization(batch_size=128), 1152) == pytest.approx(2e-4 * 768 / 1152 / 2)
-    assert width_aware_learning_rate(Optimization(scale_lr_by_width=False), 384) == pytest.approx(2e-4)
-
-
-def test_gap_of_a_training_is_that_of_its_last_tenth():
-    history = [{"step": step, "gap": float(step)} for step in range(10, 101, 5)] + [{"step": 100, "fid": 3.0}]
-    assert final_gap(history, 100) == pytest.approx(97.5)
-
-
-def test_update_in_one_pass_is_clipping_and_adam():
+@pytest.fixture(scope="module")
+def given(digits, latents, pipeline, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("given")
+    for i, image in enumerate(digits[:12]):
+        (folder / f"source/{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"source/{i % 2}/{i}.png")
+    pipeline.save_pretrained(folder / "pipeline")
     torch.manual_seed(0)
-    weights = [torch.randn(3, 5), torch.randn(7)]
-    theirs = [torch.nn.Parameter(weight.clone()) for weight in weights]
-    squares = [torch.zeros_like(weight) for weight in weights]
-    adam = torch.optim.AdamW(theirs, 1e-2, betas=(0.0, 0.99), weight_decay=0.0)
-    for step, size in enumerate([0.1, 3.0, 0.01], start=1):  # the second is clipped
-        gradients = [size * torch.randn_like(weight) for weight in weights]
-        for weight, gradient in zip(theirs, gradients, strict=True):
-            weight.grad = gradient.clone()
-        want = torch.nn.utils.clip_grad_norm_(theirs, 1.0)
-        adam.step()
-        got = clip_and_step(weights, gradients, squares, torch.tensor(float(step)), 1e-2, 0.99, 1.0)
-        torch.testing.assert_close(got, want)
-        torch.testing.assert_close(weights, [weight.detach() for weight in theirs])
+    save_extractor(folder / "extractor", "classifier", "clean", TrainedClassifier(Classifier(32, 10), 0.5))
+    save_teacher(folder / "teacher")
+    (folder / "images").symlink_to(digits.folder)
+    (folder / "latents").symlink_to(latents.folder)
+    return folder
 
 
-def test_fused_step_passes_over_weights_without_gradient(monkeypatch):
-    """As AdamW does: a weight that a loss does not reach stays, and the others are updated."""
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    states = []
-    for fused in (False, True):
-        torch.manual_seed(0)
-        network = torch.nn.ModuleList(torch.nn.Linear(3, 3) for _ in range(2))
-        optimizer = make_optimizer(network, 1e-2, Optimization())
-        step = FusedStep(1.0)
-        for i in range(3):
-            optimizer.zero_grad()
-            network[0](torch.full((2, 3), i + 1.0)).square().sum().backward()
-            if fused and optimizer.state:
-                step(optimizer)
-            else:
-                torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                optimizer.step()
-        states.append(network.state_dict())
-    torch.testing.assert_close(states[0], states[1])
+@pytest.fixture(scope="module")
+def one_and_two(given, accelerator, tmp_path_factory) -> tuple[Path, Path]:
+    """What one process makes, all at once, and what two make of micro-batches."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    try:
+        everything(given, one, accelerator)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    on_two_processes(__file__, given, two)
+    return one, two
 
 
-def test_resumed_run_equals_uninterrupted_run(accelerator, latents, tmp_path):
-    """Bit for bit: all networks, both optimizers, and the history."""
-    evaluate = lambda generator: generator.w_avg.abs().sum().item()  # noqa: E731
-    options = {"compute": Compute(save_every=4), "eval_every": 3}
-    whole, batches = make_trainer(accelerator, latents, steps=9, **options)
-    whole_history = fit(whole, batches, tmp_path / "whole", evaluate)
-    part, batches = make_trainer(accelerator, latents, steps=4, **options)
-    fit(part, batches, tmp_path / "part", evaluate)
-    rest, batches = make_trainer(accelerator, latents, steps=9, **options)
-    replayed: list = []
-    history = fit(rest, batches, tmp_path / "part", evaluate, replayed.append)
-    for name, tensor in whole.state().items():
-        assert torch.equal(tensor, rest.state()[name]), name
-    assert [row for row in history if row["step"] > 4] == [row for row in whole_history if row["step"] > 4]
-    assert replayed == history
+def test_any_number_of_processes_writes_the_same_images_and_latents(one_and_two):
+    one, two = ({p.name: p.read_bytes() for p in (place / "images").iterdir()} for place in one_and_two)
+    assert one == two
+    assert len(one) == 4  # three files of images and the list
+    one, two = (Latents(place / "latents") for place in one_and_two)
+    assert len(list((one_and_two[1] / "latents").glob("moments-*"))) == 6
+    assert np.array_equal(one.labels, two.labels)
+    for flip in (0, 1):
+        got, want = (each.moments(np.arange(300), np.full(300, flip)) for each in (two, one))
+        np.testing.assert_allclose(got, want, rtol=2e-3, atol=1e-3)
 
 
-def test_broken_checkpoint_is_reported_and_the_one_before_it_used(accelerator, latents, tmp_path, capsys):
-    options = {"compute": Compute(save_every=2), "steps": 6}
-    whole, batches = make_trainer(accelerator, latents, **options)
-    fit(whole, batches, tmp_path)
-    files = sorted(tmp_path.iterdir())
-    assert [file.name for file in files] == ["step-00000004.safetensors", "step-00000006.safetensors"]
-    files[1].write_bytes(files[1].read_bytes()[: files[1].stat().st_size // 2])
-    again, batches = make_trainer(accelerator, latents, **options)
-    fit(again, batches, tmp_path)
-    output = capsys.readouterr().out
-    assert "step-00000006.safetensors is broken" in output
-    assert "resuming at step 4" in output
-    assert torch.equal(again.state()["ema.latent_embedder.0.weight"], whole.state()["ema.latent_embedder.0.weight"])
+def test_any_number_of_processes_makes_the_same_samples_and_features(one_and_two, given, pipeline):
+    """In order, and complete, though the processes' shares are not equal."""
+    samples = Sampler(pipeline.generator, pipeline.vae, 0)(0, COUNT)
+    features, kept = Extractor(given / "extractor")(samples), evenly_spaced(COUNT, 30)
+    near = {"rtol": 1e-2, "atol": 1e-2}  # pixels that round differently
+    for place in one_and_two:
+        with np.load(place / "samples.npz") as file:
+            assert file.files == ["arr_0"]
+            assert file["arr_0"].dtype == np.uint8
+            assert np.abs(file["arr_0"] - samples.astype(int)).max() <= 1
+        np.testing.assert_allclose(np.load(place / "features.npy"), features, **near)
+        reference = Reference.load(place / "reference.npz")
+        np.testing.assert_allclose(reference.mu, features.mean(0), **near)
+        np.testing.assert_allclose(reference.sigma, np.cov(features, rowvar=False), **near)
+        np.testing.assert_allclose(reference.features, features[kept], **near)
+        assert np.array_equal(reference.labels, LABELS[kept])
+        assert [path.suffix for path in place.glob("samples*")] == [".npz"]
+    assert (kept[0], kept[-1], len(kept)) == (0, 129, 30)
+    assert {*np.diff(kept)} == {4, 5}
+    assert np.array_equal(evenly_spaced(5, 9), np.arange(5))
 
 
-def test_unfinished_file_is_no_checkpoint(accelerator, latents, tmp_path):
-    (tmp_path / ".step-00000004.safetensors.unfinished.safetensors").write_bytes(b"half")
-    trainer, batches = make_trainer(accelerator, latents, steps=1)
-    assert len(fit(trainer, batches, tmp_path)) == 1
+def last_checkpoint(place: Path) -> dict[str, torch.Tensor]:
+    return load_file(place / "checkpoints/step-00000012.safetensors")
+
+
+def test_two_processes_of_micro_batches_train_as_one_does_and_their_checkpoints_serve_it(
+    one_and_two, given, accelerator, latents, digits, tmp_path, float64
+):
+    one, two = map(last_checkpoint, one_and_two)
+    assert_states_equal(two, one, 1e-6)  # the teacher computes in float32
+    half = one_and_two[1] / "checkpoints/step-00000006.safetensors"
+    (tmp_path / half.name).write_bytes(half.read_bytes())
+    teacher = Teacher(str(given / "teacher"))
+    resumed, batches = make_trainer(accelerator, latents, teacher=teacher, images=digits, steps=12)
+    history = fit(resumed, batches, tmp_path)
+    assert [row["step"] for row in history] == [6, 12]
+    assert_states_equal(resumed.state(), one, 1e-6)
+
+
+@pytest.mark.thorough
+def test_two_processes_go_on_from_the_checkpoint_of_one(one_and_two, given, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    half = one_and_two[0] / "checkpoints/step-00000006.safetensors"
+    (tmp_path / "checkpoints" / half.name).write_bytes(half.read_bytes())
+    on_two_processes(__file__, given, tmp_path)
+    assert_states_equal(last_checkpoint(tmp_path), last_checkpoint(one_and_two[0]), 1e-6)
 
 
 def test_micro_batches_add_up_to_the_whole(accelerator, latents, float64):
-    whole, parts = (train(accelerator, latents, 5, Compute(micro_batch=size)) for size in (None, 4))
-    assert_states_equal(parts.state(), whole.state(), 1e-10)
+    states = []
+    for size in (None, 4):
+        trainer, batches = make_trainer(accelerator, latents, compute=Compute(micro_batch=size), steps=3)
+        fit(trainer, batches)
+        states.append(trainer.state())
+    assert_states_equal(*states, 1e-10)
 
 
-def test_two_processes_equal_one_and_their_checkpoints_serve_it(accelerator, latents, tmp_path, capfd, float64):
-    one = train(accelerator, latents, 20)
-    on_two_processes(__file__, latents.folder, tmp_path)
-    assert_states_equal(load_file(tmp_path / "two.safetensors"), one.state(), 1e-10)
-
-    # What two processes saved half-way, one process finishes, and two do.
-    (tmp_path / "step-00000020.safetensors").unlink()
-    shutil.copytree(tmp_path, tmp_path / "again")
-    resumed, batches = make_trainer(accelerator, latents)
-    fit(resumed, batches, tmp_path)
-    assert "resuming at step 10" in capfd.readouterr().out
-    assert relative_error(resumed.generator.state_dict(), one.generator.state_dict()) < 1e-10
-    on_two_processes(__file__, latents.folder, tmp_path / "again")
-    assert "resuming at step 10" in capfd.readouterr().out
-    assert_states_equal(load_file(tmp_path / "again/two.safetensors"), one.state(), 1e-10)
-
-    # And what one process saved, two finish.
-    saved, batches = make_trainer(accelerator, latents, compute=Compute(save_every=10))
-    fit(saved, batches, tmp_path / "one")
-    (tmp_path / "one/step-00000020.safetensors").unlink()
-    on_two_processes(__file__, latents.folder, tmp_path / "one")
-    assert "resuming at step 10" in capfd.readouterr().out
-    assert_states_equal(load_file(tmp_path / "one/two.safetensors"), one.state(), 1e-10)
-
-
-def test_seeds_stay_what_they_were():
-    """All numbers of the study hang on them."""
-    assert (seed_of(1, 2, 3), seed_of(0)) == (6498626229777268288, 7896617691693857887)
-    assert seed_of(1, 2, 3) == int(np.random.SeedSequence((1, 2, 3)).generate_state(1, np.uint64)[0]) // 2
-
-
-def test_fid_is_measured_at_its_interval_and_at_the_end(accelerator, latents):
-    trainer, batches = make_trainer(accelerator, latents, steps=11, eval_every=4)
-    history = fit(trainer, batches, evaluate=lambda ema: float(trainer.steps_done))
-    assert [row["step"] for row in history if "fid" in row] == [4, 8, 11]
-    assert [row["fid"] for row in history if "fid" in row] == [4, 8, 11]
-
-
-def test_a_training_told_to_stop_saves_and_resumes_to_the_same_end(accelerator, latents, tmp_path):
-    whole, batches = make_trainer(accelerator, latents, steps=50)
-    history = fit(whole, batches)
-    told, batches = make_trainer(accelerator, latents, steps=50)
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 20"):
-        fit(told, batches, tmp_path, stop=lambda: told.steps_done > 7)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000020.safetensors"]
-    late, batches = make_trainer(accelerator, latents, steps=50)
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 50"):  # nothing after it is to begin
-        fit(late, batches, tmp_path, stop=lambda: late.steps_done > 47)
-    resumed, batches = make_trainer(accelerator, latents, steps=50)
-    assert fit(resumed, batches, tmp_path, stop=lambda: False) == history
-    for name, tensor in whole.state().items():
-        assert torch.equal(tensor, resumed.state()[name]), name
-
-
-def test_leftovers_of_accelerates_environment_change_nothing(accelerator, latents, monkeypatch):
-    """What `accelerate launch --gradient_accumulation_steps 4` leaves; the steps are the trainer's own."""
-    want = train(accelerator, latents, 3)
-    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-    got = train(make_accelerator(Compute(threads=1)), latents, 3)
+def assert_same_bits(got: Trainer, want: Trainer) -> None:
     for name, tensor in want.state().items():
         assert torch.equal(tensor, got.state()[name]), name
 
 
-def test_batch_that_does_not_divide_is_refused(accelerator, latents):
-    with pytest.raises(ValueError, match=r"train\.batch_size: 16 does not divide"):
-        make_trainer(accelerator, latents, compute=Compute(micro_batch=5))
+def test_broken_checkpoint_is_reported_and_from_the_one_before_training_goes_on_to_the_same_end(
+    accelerator, latents, tmp_path, capsys
+):
+    """Bit for bit: networks, optimizers and history. What was being written at a kill is no checkpoint."""
+
+    def evaluate(generator: Generator) -> float:
+        return generator.blocks[0].attn.qkv.weight.abs().sum().item()
+
+    options = {"compute": Compute(save_every=3), "eval_every": 4, "steps": 9}
+    whole, batches = make_trainer(accelerator, latents, **options)
+    history = fit(whole, batches, tmp_path, evaluate)
+    fids = {row["step"]: row["fid"] for row in history if "fid" in row}
+    assert [*fids] == [4, 8, 9]
+    assert fids[9] == evaluate(whole.ema) != evaluate(whole.generator)
+    last = tmp_path / "step-00000009.safetensors"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000006.safetensors", last.name]
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    (tmp_path / ".step-00000012.safetensors.unfinished.safetensors").write_bytes(b"half")
+    replayed: list = []
+    again, batches = make_trainer(accelerator, latents, **options)
+    assert fit(again, batches, tmp_path, evaluate, replayed.append) == replayed == history
+    assert_same_bits(again, whole)
+    output = capsys.readouterr().out
+    assert last.name in output
+    assert "step 6" in output
 
 
-def test_ema_is_the_closed_form(accelerator, latents):
-    trainer, batches = make_trainer(accelerator, latents, ema_decay=0.5)
-    weight = trainer.generator.latent_embedder[0].weight
-    start = weight.detach().clone()
-    trainer.step(batches[0])
-    first = weight.detach().clone()
-    trainer.step(batches[1])
-    second = weight.detach()
-    torch.testing.assert_close(trainer.ema.latent_embedder[0].weight, start / 4 + first / 4 + second / 2)
+def test_a_training_told_to_stop_saves_and_resumes_to_the_same_end(accelerator, latents, tmp_path):
+    whole, batches = make_trainer(accelerator, latents, steps=25)
+    history = fit(whole, batches)
+    for when, step in ((7, 20), (22, 25)):  # even at the end: nothing after it is to begin
+        told, batches = make_trainer(accelerator, latents, steps=25)
+        with pytest.raises(KeyboardInterrupt, match=f"stopped after step {step}"):
+            fit(told, batches, tmp_path, stop=lambda told=told, when=when: told.steps_done > when)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"step-000000{n}.safetensors" for n in (20, 25)]
+    resumed, batches = make_trainer(accelerator, latents, steps=25)
+    assert fit(resumed, batches, tmp_path, stop=lambda: False) == history
+    assert_same_bits(resumed, whole)
 
 
-def test_mean_styles_start_with_the_first_batch(accelerator, latents):
-    trainer, batches = make_trainer(accelerator, latents)
-    generator, labels = trainer.generator, batches[0].labels
-    with torch.no_grad():
-        w = generator.mapping(trainer.sample_random_numbers(0).z, labels)
-    trainer.step(batches[0])
-    for label in labels.unique():
-        torch.testing.assert_close(generator.w_avg[label], w[labels == label].mean(0) * 0.005)
-    assert torch.equal(trainer.ema.w_avg, generator.w_avg)
+def test_a_training_that_diverges_stops_and_leaves_what_it_saved_before(accelerator, latents, tmp_path):
+    class Poisoned(TrainingBatches):
+        def __getitem__(self, step):
+            batch = super().__getitem__(step)
+            return batch._replace(moments=batch.moments * float("nan")) if step == 5 else batch
+
+    trainer, _ = make_trainer(accelerator, latents, compute=Compute(save_every=2), steps=8)
+    with pytest.raises(FloatingPointError, match=r"diverged .* 6: loss_d nan, "):
+        fit(trainer, Poisoned(latents, 16, 0), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{n:08d}.safetensors" for n in (2, 4)]
 
 
-def test_random_numbers_of_a_step_are_its_own_and_the_same_at_any_time(accelerator, latents):
-    trainer, _ = make_trainer(accelerator, latents)
-    first, second, again = (trainer.sample_random_numbers(step) for step in (0, 1, 0))
-    assert torch.equal(first.z, again.z)
-    assert not torch.equal(first.z, second.z)
-    noises = [p.noise for p in (*first.perturb_d, *first.perturb_g)]
-    assert not any(torch.equal(a, b) for i, a in enumerate(noises) for b in noises[:i])
+def test_weights_that_are_not_finite_are_not_saved(accelerator, latents, tmp_path):
+    """The losses of the last step may be finite when the weights after it are not."""
+    trainer, batches = make_trainer(accelerator, latents, steps=1)
+    trainer.ema.blocks[0].attn.proj.weight.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match=r"blocks\.0\.attn\.proj\.weight of ema after step 1 are not finite"):
+        fit(trainer, batches, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_leftovers_of_accelerates_environment_change_nothing(accelerator, latents, monkeypatch):
+    """What `accelerate launch --gradient_accumulation_steps 4` leaves; the steps are the trainer's own."""
+    want, batches = make_trainer(accelerator, latents, steps=2)
+    fit(want, batches)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    got, batches = make_trainer(make_accelerator(Compute(threads=1)), latents, steps=2)
+    fit(got, batches)
+    assert_same_bits(got, want)
 
 
 def test_networks_learn_to_fool_and_to_tell(accelerator, latents):
@@ -227,55 +241,62 @@ def test_networks_learn_to_fool_and_to_tell(accelerator, latents):
     assert (fake - real).norm() < 0.5 * real.norm()
 
 
-def test_a_training_that_diverges_stops_and_leaves_what_it_saved_before(accelerator, latents, tmp_path):
-    trainer, batches = make_trainer(accelerator, latents, compute=Compute(save_every=5), steps=20)
-
-    def poisoned(self, step):
-        batch = TrainingBatches.__getitem__(self, step)
-        return batch._replace(moments=batch.moments * float("nan")) if step == 11 else batch
-
-    poison = type("Poisoned", (TrainingBatches,), {"__getitem__": poisoned})
-    batches.__class__ = poison
-    with pytest.raises(FloatingPointError, match=r"^the training diverged in the 5 steps to 15: loss_d nan, "):
-        fit(trainer, batches, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{n:08d}.safetensors" for n in (5, 10)]
-
-
-def test_weights_that_are_not_finite_are_not_saved(accelerator, latents, tmp_path):
-    """The losses of the last step may be finite when the weights after it are not."""
-    trainer, batches = make_trainer(accelerator, latents, compute=Compute(save_every=5), steps=5)
-    step = trainer.step
-
-    def last_overflows(batch):
-        metrics = step(batch)
-        if trainer.steps_done == 5:
-            trainer.ema.blocks[0].attn.proj.weight.fill_(float("inf"))
-        return metrics
-
-    trainer.step = last_overflows
-    with pytest.raises(FloatingPointError, match=r"blocks\.0\.attn\.proj\.weight of ema after step 5 are not finite"):
-        fit(trainer, batches, tmp_path)
-    assert not list(tmp_path.iterdir())
+def test_averages_are_the_closed_forms(accelerator, latents):
+    """Of weights with `ema_decay`, and of each class's styles with 0.995, from the first batch on."""
+    trainer, batches = make_trainer(accelerator, latents, ema_decay=0.5)
+    generator, labels = trainer.generator, batches[0].labels
+    weight = generator.latent_embedder[0].weight
+    seen = [weight.detach().clone()]
+    with torch.no_grad():
+        w = generator.mapping(trainer.sample_random_numbers(0).z, labels)
+    for step in range(2):
+        trainer.step(batches[step])
+        seen.append(weight.detach().clone())
+        if step == 0:
+            for label in labels.unique():
+                torch.testing.assert_close(generator.w_avg[label], w[labels == label].mean(0) * 0.005)
+            assert not generator.w_avg[[label not in labels for label in range(10)]].any()
+            assert torch.equal(trainer.ema.w_avg, generator.w_avg)
+    torch.testing.assert_close(trainer.ema.latent_embedder[0].weight, seen[0] / 4 + seen[1] / 4 + seen[2] / 2)
 
 
-def test_networks_of_other_levels_than_the_loss_are_refused(accelerator):
+def test_random_numbers_of_a_step_are_its_own_and_the_same_at_any_time(accelerator, latents):
+    trainer, _ = make_trainer(accelerator, latents)
+    first, second, again = (trainer.sample_random_numbers(step) for step in (0, 1, 0))
+    assert torch.equal(first.z, again.z)
+    assert not torch.equal(first.z, second.z)
+    noises = [p.noise for p in (*first.perturb_d, *first.perturb_g)]
+    assert not any(torch.equal(a, b) for i, a in enumerate(noises) for b in noises[:i])
+
+
+def test_seeds_stay_what_they_were():
+    """All numbers of the study hang on them."""
+    assert seed_of(1, Purpose.STEP, 3) == 6498626229777268288
+    assert (Purpose.ORDER, Purpose.MIRROR, Purpose.STEP, Purpose.SAMPLES, Purpose.WEIGHTS) == (0, 1, 2, 3, 4)
+
+
+def test_learning_rate_is_the_papers_at_its_own_size_and_follows_width_and_batch():
+    assert width_aware_learning_rate(Optimization(), 768) == pytest.approx(2e-4)
+    assert width_aware_learning_rate(Optimization(), 384) == pytest.approx(4e-4)
+    assert width_aware_learning_rate(Optimization(batch_size=128), 1152) == pytest.approx(2e-4 * 768 / 1152 / 2)
+    assert width_aware_learning_rate(Optimization(scale_lr_by_width=False), 384) == pytest.approx(2e-4)
+
+
+def test_gap_of_a_training_is_that_of_its_last_tenth():
+    history = [{"step": step, "gap": float(step)} for step in range(10, 101, 5)] + [{"step": 100, "fid": 3.0}]
+    assert final_gap(history, 100) == pytest.approx(97.5)
+
+
+def test_batch_that_does_not_divide_and_networks_of_other_levels_are_refused(accelerator, latents):
+    with pytest.raises(ValueError, match=r"train\.batch_size: 16 .*compute\.micro_batch"):
+        make_trainer(accelerator, latents, compute=Compute(micro_batch=5))
     networks = [network(**SIZE, levels=2) for network in (Generator, Discriminator)]
-    with pytest.raises(ValueError, match="levels: 2 of a network are not 4 of the loss"):
+    with pytest.raises(ValueError, match="levels"):
         Trainer(accelerator, *networks, 1.0)
 
 
 if __name__ == "__main__":  # one of two processes
-    from accelerate import Accelerator
-
-    from gat.data.latents import Latents
-
     torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
     distributed = Accelerator(cpu=True)
     assert distributed.num_processes == 2
-    trainer, batches = make_trainer(distributed, Latents(sys.argv[1]), compute=Compute(save_every=10))
-    assert isinstance(batches, TrainingBatches)
-    fit(trainer, batches, Path(sys.argv[2]))
-    if distributed.is_main_process:
-        tensors = {name: tensor.contiguous() for name, tensor in trainer.state().items()}
-        save_file(tensors, Path(sys.argv[2]) / "two.safetensors")
+    everything(Path(sys.argv[1]), Path(sys.argv[2]), distributed)
