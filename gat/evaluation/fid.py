@@ -66,8 +66,8 @@ def read_reference(path: str | Path, extractor: str, width: int) -> tuple[Refere
         reference, images = Reference(file["mu"], file["sigma"]), file["arr_0"] if "arr_0" in file.files else None
     if len(reference.mu) != width:
         raise ParamsError(
-            f"metrics.reference: {path} has {len(reference.mu)} features, but metrics.extractor {extractor} has {width} "
-            "(ADM's files need inception)"
+            f"metrics.reference: {path} has {len(reference.mu)} features, but metrics.extractor {extractor} has "
+            f"{width}; ADM's files need inception"
         )
     return reference, images
 

@@ -1,7 +1,7 @@
-"""Differentiable augmentation of latents (DiffAugment; paper, appendix): colour, translation, cutout, flip.
+"""Differentiable augmentation of latents (DiffAugment; paper, appendix): color, translation, cutout, flip.
 
-The parameters of an augmentation are sampled first and applied later, so that all levels of a sample, both sides of a
-gradient penalty, and the image that a teacher sees share them.
+Parameters are sampled first and applied later, so that all levels of a sample, both terms of a gradient penalty, and
+the teacher's image share them.
 """
 
 from typing import NamedTuple
@@ -13,17 +13,17 @@ from gat.config import Augment
 
 
 class AugmentParams(NamedTuple):
-    """One augmentation a sample. Shifts and centers are in latent pixels; every tensor's first dimension is B."""
+    """Augmentation parameters of B samples. Shifts and centers are in latent pixels."""
 
-    brightness: Tensor  # (B,) added; 0 where the colour stays
-    saturation: Tensor  # (B,) factor about the channel mean; 1 where the colour stays
-    contrast: Tensor  # (B,) factor about the mean; 1 where the colour stays
+    brightness: Tensor  # (B,) added; 0 without color augmentation
+    saturation: Tensor  # (B,) factor about the channel mean; 1 without color augmentation
+    contrast: Tensor  # (B,) factor about the mean; 1 without color augmentation
     shift: Tensor  # (B, 2) rows down, columns right
     cutout: Tensor  # (B, 2) row and column of the center of the blanked square
     flip: Tensor  # (B,) whether mirrored
 
     def select(self, samples: slice) -> "AugmentParams":
-        """The augmentations of some of the samples."""
+        """The parameters of a slice of the samples."""
         return AugmentParams(*(tensor[samples] for tensor in self))
 
 
@@ -46,14 +46,14 @@ def sample_augment_params(count: int, size: int, strength: Augment, rng: torch.G
 
 
 def translate_and_flip(images: Tensor, params: AugmentParams, scale: float = 1) -> Tensor:
-    """Translate and mirror images (B, C, H, W); `scale` is their side over the latent's, for a teacher's image.
+    """Translate and mirror images (B, C, H, W); `scale` is their side / that of latents, for a teacher's images.
 
-    Pixels are copied, not multiplied: a GPU's TF32 would round them.
+    Pixels are gathered, not multiplied by a matrix, since TF32 on a GPU would round them.
     """
     size = images.shape[-1]
     shift = (params.shift * scale).round().long()
     index = torch.arange(size, device=images.device)
-    rows = index - shift[:, :1]  # (B, size): where each row of the result comes from
+    rows = index - shift[:, :1]  # (B, size): source row of each row
     columns = torch.where(params.flip[:, None], size - 1 - index, index) - shift[:, 1:]
     rows_inside, columns_inside = ((axis >= 0) & (axis < size) for axis in (rows, columns))
     inside = rows_inside[:, :, None] & columns_inside[:, None, :]
@@ -63,13 +63,13 @@ def translate_and_flip(images: Tensor, params: AugmentParams, scale: float = 1) 
 
 
 def augment(levels: Tensor, params: AugmentParams, strength: Augment, reference: Tensor | None = None) -> Tensor:
-    """Apply one augmentation a sample to all of its level images.
+    """Augment the level images of each sample, all levels with the same parameters.
 
     Args:
         levels: (K, B, C, H, W).
-        params: of B samples.
-        strength: the one that `params` was sampled with; what it switches off costs nothing.
-        reference: (B, C, H, W) images about whose means saturation and contrast act; None: the last level.
+        params: parameters of the B samples.
+        strength: the one that `params` was sampled with; augmentations that it turns off cost nothing.
+        reference: (B, C, H, W) images about whose means saturation and contrast scale; None: the last level.
 
     Returns:
         (K, B, C, H, W).
@@ -96,7 +96,7 @@ def _cutout(levels: Tensor, params: AugmentParams, strength: Augment) -> Tensor:
     hole = int(size * strength.cutout + 0.5)
     index, center = torch.arange(size, device=levels.device), params.cutout[..., None]
     inside = (index >= center - hole // 2) & (index < center + hole - hole // 2)
-    if strength.flip > 0:  # the hole is cut before the flip
+    if strength.flip > 0:  # cutout comes before the flip
         inside[:, 1] = torch.where(params.flip[:, None], inside[:, 1].flip(-1), inside[:, 1])
     keep = ~(inside[:, 0, :, None] & inside[:, 1, None, :])
     return levels * keep[:, None]

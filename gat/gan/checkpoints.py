@@ -1,4 +1,4 @@
-"""Checkpoints of a training: the folder holds only complete files, whenever the program is killed."""
+"""Checkpoints of a training, written atomically."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ KEEP_LATEST = 2
 
 
 class Checkpoint(NamedTuple):
-    """State of a training after a number of steps, as named tensors, and the metrics logged until then."""
+    """State of a training after a number of steps, as named tensors, and the metrics logged so far."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -32,9 +32,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[Checkpoint | None, list[str]]:
-    """The latest readable checkpoint of a folder, or None, and a message for every broken file passed over."""
+    """The latest readable checkpoint of a folder, or None, and a message for every broken file that was skipped."""
     messages = []
-    place = "cpu" if torch.device(device).type == "cpu" else str(device)  # several processes on CPUs have "cpu:0"
+    place = "cpu" if torch.device(device).type == "cpu" else str(device)  # CPU processes have "cpu:0"
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
             with safe_open(path, "pt", device=place) as file:

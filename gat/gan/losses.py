@@ -1,6 +1,6 @@
 """The adversarial losses (paper, section 3.2): relativistic pairing, approximate R1 and R2, REPA.
 
-Shapes: reals are latents (B, C, H, W), fakes are level images (K, B, C, H, W), the finished latent last.
+Reals are latents (B, C, H, W); fakes are level images (K, B, C, H, W), of which the last is the final latent.
 """
 
 from collections.abc import Callable
@@ -14,25 +14,25 @@ from gat.config import Loss
 from gat.gan.augment import AugmentParams, augment
 from gat.gan.noise import noise_levels, perturb, resize_levels
 
-BASE_LATENT_SIZE = 32  # side of the latents for which the paper gives γ
+BASE_LATENT_SIZE = 32  # side of latents at which the paper gives γ
 EPS_SIGMA = 0.01  # σ of ε in the finite differences that approximate R1 and R2
 
-DiscriminatorFn = Callable[..., Any]  # called as `gat.gan.networks.Discriminator`
+DiscriminatorFn = Callable[..., Any]  # with the arguments of `gat.gan.networks.Discriminator.forward`
 
 
 class Perturbation(NamedTuple):
-    """Random numbers of the discriminator's inputs, of B samples."""
+    """Random numbers that perturb the discriminator's inputs, for B samples."""
 
     augment: AugmentParams
     noise: Tensor  # (K, B, C, H, W) standard normal, for multi-level noise guidance
 
     def select(self, samples: slice) -> "Perturbation":
-        """Those of some of the samples."""
+        """The random numbers of a slice of the samples."""
         return Perturbation(self.augment.select(samples), self.noise[:, samples])
 
 
 class Features(NamedTuple):
-    """Features of a teacher, or the discriminator's prediction of them: (B, d) and (B, T, d), row by row."""
+    """Features of a teacher, or the discriminator's prediction of them: (B, d) and (B, T, d), row-major."""
 
     cls: Tensor
     patches: Tensor
@@ -43,7 +43,7 @@ def augment_and_noise(
 ) -> Tensor:
     """The discriminator's input: level images (K, B, C, H, W), augmented, then noised (section 4.1) or resized.
 
-    Reals are (1, B, C, H, W), the same image for every level; `reference` as in `augment`.
+    Reals are (1, B, C, H, W), repeated for every level; `reference` as in `augment`.
     """
     augmented = augment(images, perturbation.augment, loss.augment, reference)
     if loss.levels.schedule == "resized":
@@ -63,15 +63,16 @@ def discriminator_loss(
     teacher_features: Features | None = None,
     repa_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """softplus(−(D(real) − D(fake))) + γ/2·(aR1 + aR2) + β·REPA, from one batched call of the discriminator.
+    """softplus(−(D(real) − D(fake))) + γ/2·(aR1 + aR2) + β·REPA, with one batched call of the discriminator.
 
-    aR1 is ((D(x) − D(x + σ·ε)) / σ)² of reals x, aR2 the same of fakes, both sides augmented and noised alike.
+    aR1 is ((D(x) − D(x + σ·ε)) / σ)² for reals x, aR2 the same for fakes; both terms have the same augmentation and
+    noise.
 
     Args:
-        discriminator: called as `Discriminator.forward`.
+        discriminator: called like `Discriminator.forward`.
         real: (B, C, H, W).
         fake: (K, B, C, H, W), detached from the generator's graph.
-        class_labels: (B,) integers, of both.
+        class_labels: (B,) integers, for reals and fakes.
         perturbations: of the reals and of the fakes.
         eps: standard normal ε of aR1 and aR2, (B, C, H, W) and (K, B, C, H, W).
         loss: levels, augmentation and γ.
@@ -112,10 +113,10 @@ def discriminator_loss(
 
 
 def penalty_weight(loss: Loss, latent_size: int) -> float:
-    """γ of aR1 and aR2 for latents of a side: `loss.gamma` holds at 32, and grows with the number of pixels.
+    """γ of aR1 and aR2 for latents of this side: `loss.gamma` at 32, and proportional to the number of pixels.
 
-    The penalties square a slope along a step of the same size in every pixel: the fewer pixels, the more of the image
-    each of them determines, and the larger the slope. StyleGAN2-ADA has the same rule.
+    The penalties square the slope of D along a perturbation of the same size in every pixel. With fewer pixels, each is
+    a larger part of the image, and the slope is steeper. StyleGAN2-ADA has the same rule.
     """
     return loss.gamma * (latent_size / BASE_LATENT_SIZE) ** 2 if loss.scale_gamma_by_pixels else loss.gamma
 
@@ -128,7 +129,7 @@ def generator_loss(
     perturbations: tuple[Perturbation, Perturbation],
     loss: Loss,
 ) -> Tensor:
-    """softplus(−(D(fake) − D(real))), a scalar whose gradient reaches the fakes alone; arguments as above.
+    """softplus(−(D(fake) − D(real))), a scalar with gradients for the fakes only; arguments as in `discriminator_loss`.
 
     `class_labels` may also be class embeddings, as in `Discriminator.forward`.
     """
@@ -139,9 +140,9 @@ def generator_loss(
 
 
 def repa_loss(features: Features, teacher_features: Features) -> Tensor:
-    """Mean over samples of 1 − cosine similarity to the teacher, of [cls] plus of the patches' mean: a scalar.
+    """Mean over samples of 1 − cosine similarity to the teacher's features, for [cls] plus the mean over patches.
 
-    The teacher's patches are resized to the discriminator's grid, bicubically, where their numbers differ.
+    If the numbers of patches differ, the teacher's are resized bicubically to the discriminator's grid.
     """
     patches, grid = at_least_float32(teacher_features.patches), round(features.patches.shape[1] ** 0.5)
     if len(patches[0]) != grid * grid:
@@ -154,5 +155,5 @@ def repa_loss(features: Features, teacher_features: Features) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x`, in float32 where its type is a narrower one."""
+    """`x`, converted to float32 if its type is narrower."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,7 +1,7 @@
-"""GAT's generator and discriminator, in the order in which data meets them (paper, section 3; MNG, section 4.1).
+"""GAT's generator and discriminator (paper, section 3; levels, section 4.1).
 
-Modules and parameters have the names of the paper's release, so that its checkpoints load as they are
-(`gat.official`). `gat.sizes.SIZES` is the paper's table; any other width, depth and number of heads works alike.
+Modules and parameters have the same names as in the paper's release, so that its checkpoints load without renaming
+(`gat.official`). `gat.sizes.SIZES` has the paper's sizes; other widths, depths and numbers of heads also work.
 Shapes: B samples, T tokens, C channels of the transformer (its width), K levels; latents are (B, channels, H, W).
 """
 
@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gat.gan.ops import RMS_EPS, attention, qk_norm, rms_norm, rotate, swiglu
 
-Z_DIM = 64  # of the noise z, and of the class embedding beside it
-LR_MULTIPLIER = 0.01  # of the mapping layers (StyleGAN)
+Z_DIM = 64  # dimensions of the noise z, and of the generator's class embedding
+LR_MULTIPLIER = 0.01  # learning rate multiplier of the mapping layers (StyleGAN)
 W_AVG_DECAY = 0.995
 
 
@@ -23,12 +23,12 @@ W_AVG_DECAY = 0.995
 
 
 def normalize_2nd_moment(x: Tensor, dim: int = -1) -> Tensor:
-    """Divide by the root mean square, x / sqrt(mean(x²) + 1e-8), along a dimension (StyleGAN): the same shape."""
+    """Divide by the root mean square along a dimension: x / sqrt(mean(x²) + 1e-8), as in StyleGAN."""
     return x * (x.square().mean(dim, keepdim=True) + 1e-8).rsqrt()
 
 
 def sincos_pos_embed(grid: int, width: int) -> Tensor:
-    """Fixed 2-D sin-cos position table (1, grid², width): first half of the channels column, second half row."""
+    """Fixed 2-D sin-cos position embedding (1, grid², width): column in the first half of channels, then row."""
     frequency = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)
@@ -39,8 +39,8 @@ def sincos_pos_embed(grid: int, width: int) -> Tensor:
 def axial_rope(grid: int, head_dim: int, prefix: int = 0) -> Tensor:
     """Cosines and sines of the axial rotary embedding: (prefix + grid², head_dim / 2, 2).
 
-    The first half of the channel pairs rotates with the row, the second half with the column; the `prefix` tokens
-    in front ([cls]) are not rotated.
+    The first half of the channel pairs is rotated by the row, the second half by the column. The first `prefix` tokens
+    ([cls]) are not rotated.
     """
     frequency = 10000.0 ** -(torch.arange(head_dim // 4, dtype=torch.float64) / (head_dim / 4))
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
@@ -50,7 +50,7 @@ def axial_rope(grid: int, head_dim: int, prefix: int = 0) -> Tensor:
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMS normalization with a weight, eps 1e-6."""
+    """RMS normalization with a weight and eps 1e-6."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, eps=RMS_EPS)
@@ -60,9 +60,9 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """Self-attention with RMS-normalized queries and keys and rotary positions: (B, T, C) -> (B, T, C).
+    """Self-attention with RMS-normalized queries and keys and rotary embedding: (B, T, C) -> (B, T, C).
 
-    With `queries`, only the first so many tokens attend, to all of them: (B, T, C) -> (B, queries, C).
+    With `queries`, only that many first tokens attend, to all tokens: (B, T, C) -> (B, queries, C).
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -96,22 +96,22 @@ class SwiGLU(nn.Module):
 
 
 class MappingLinear(nn.Linear):
-    """Linear layer stored 100 times too large, so that Adam changes it 100 times more slowly (StyleGAN)."""
+    """Linear layer with weights stored 100 times larger, which Adam changes 100 times more slowly (StyleGAN)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * LR_MULTIPLIER
 
 
 def mapping_network(dim_in: int, dim: int) -> nn.Sequential:
-    """Two mapping layers with a SiLU between: (B, dim_in) -> (B, dim)."""
+    """Two mapping layers with a SiLU between them: (B, dim_in) -> (B, dim)."""
     return nn.Sequential(MappingLinear(dim_in, dim), nn.SiLU(), MappingLinear(dim, dim))
 
 
 def initialize_weights(network: nn.Module, style_gain: float = 0.1) -> None:
-    """Draw the initial weights (paper, appendix).
+    """Initialize the weights (paper, appendix).
 
     linear, patch embedding   Xavier-uniform, bias 0
-    mapping layers            Xavier-uniform with gain 100, which LR_MULTIPLIER undoes
+    mapping layers            Xavier-uniform with gain 100, which LR_MULTIPLIER cancels
     adaLN modulation          Xavier-uniform with gain `style_gain`
     class embeddings          N(0, 0.02²)
     """
@@ -130,10 +130,10 @@ def initialize_weights(network: nn.Module, style_gain: float = 0.1) -> None:
 
 
 def require_finite(network: nn.Module, name: str) -> None:
-    """Check all weights.
+    """Check that all weights are finite.
 
     Raises:
-        FloatingPointError: one is infinite or not a number.
+        FloatingPointError: a weight is infinite or NaN.
     """
     for key, tensor in network.state_dict().items():
         if not torch.isfinite(tensor).all():
@@ -144,7 +144,7 @@ def require_finite(network: nn.Module, name: str) -> None:
 
 
 class LabelEmbedder(nn.Module):
-    """A vector for each class: integers (B,) -> (B, dim)."""
+    """A learned embedding per class: integers (B,) -> (B, dim)."""
 
     def __init__(self, classes: int, dim: int) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class LabelEmbedder(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """h + gate₁·Attn((1 + scale₁)·RMSNorm(h)), then the same with SwiGLU; scales and gates are of the style."""
+    """h + gate₁·Attn((1 + scale₁)·RMSNorm(h)), then the same with SwiGLU; scales and gates depend on the style w."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class GeneratorBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Reads an image off the tokens: (B, T, C) -> (B, channels, H, W)."""
+    """Output head that maps tokens to an image: (B, T, C) -> (B, channels, H, W)."""
 
     def __init__(self, width: int, patch: int, channels: int) -> None:
         super().__init__()
@@ -190,14 +190,14 @@ class FinalLayer(nn.Module):
 
 
 class Generator(ModelMixin, ConfigMixin):
-    """One-step class-conditional generator of latents; multi-level noise guidance reads `levels` images off it.
+    """One-step class-conditional generator of latents, with `levels` output images for multi-level noise guidance.
 
     Args:
-        width, depth, heads: size of the transformer; `gat.sizes.SIZES` holds the paper's.
+        width, depth, heads: size of the transformer; `gat.sizes.SIZES` has the paper's sizes.
         patch: side of a token in latent pixels.
         latent_size, channels: the latents are (channels, latent_size, latent_size).
         classes: number of classes.
-        levels: K, images read off after block depth/K, 2·depth/K, …; depth is a multiple of it.
+        levels: K, with output heads after blocks depth/K, 2·depth/K, …; must divide depth.
         style_gain: gain of the initial weights of the adaLN modulation (paper: 0.1).
     """
 
@@ -224,7 +224,7 @@ class Generator(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(GeneratorBlock(width, heads) for _ in range(depth))
         self.final_layers = nn.ModuleList(FinalLayer(width, patch, channels) for _ in range(levels))
         self.register_buffer("w_avg", torch.zeros(classes, width))  # mean style of each class
-        self.register_buffer("pos_embed", sincos_pos_embed(grid, width))  # saved, since the release trains it
+        self.register_buffer("pos_embed", sincos_pos_embed(grid, width))  # saved, because the release trains it
         self.register_buffer("rope", axial_rope(grid, width // heads), persistent=False)
         initialize_weights(self, style_gain)
 
@@ -233,9 +233,8 @@ class Generator(ModelMixin, ConfigMixin):
     ) -> Tensor:
         """Style w (B, width) of noise z (B, 64) and integer labels (B,).
 
-        `truncation_psi` moves w towards the mean style of its class (0: off, 1: the mean itself; StyleGAN counts the
-        other way round). `guidance_scale` s gives w̄ + s·(w − w̄), w̄ being the mean over all classes for the same z
-        (1: off).
+        `truncation_psi` moves w towards the mean style of its class (0: off, 1: the mean; in StyleGAN it is the other
+        way round). `guidance_scale` s gives w̄ + s·(w − w̄), where w̄ is the mean over all classes for this z (1: off).
         """
         y = normalize_2nd_moment(self.y_embedder(class_labels))
         w = self.latent_embedder(torch.cat([y, normalize_2nd_moment(z)], dim=1))
@@ -249,15 +248,15 @@ class Generator(ModelMixin, ConfigMixin):
     def _mean_over_classes(self, z: Tensor) -> Tensor:
         """Mean style (B, width) over all classes, as the release computes it.
 
-        The release normalizes along the class axis here, not along the channels: an embedding is then relative to
-        those of the other classes, and of z only the signs are left. Its published samples and weights assume that.
+        Here the release normalizes along the class axis instead of the channels: each embedding is divided by the root
+        mean square over classes, and z is reduced to its signs. Its published samples and weights assume this.
         """
         y = normalize_2nd_moment(self.y_embedder.embedding_table.weight, dim=0)
         signs = normalize_2nd_moment(z[..., None])[..., 0]
         return torch.stack([self.latent_embedder(torch.cat([y, s.expand(len(y), -1)], dim=1)).mean(0) for s in signs])
 
     def synthesis(self, w: Tensor) -> Tensor:
-        """Level images (K, B, channels, H, W) of styles w (B, width); the last level is the finished latent."""
+        """Level images (K, B, channels, H, W) of styles w (B, width); the last level is the final latent."""
         h = self.pos_embed.to(self.y_embedder.embedding_table.weight.dtype).expand(len(w), -1, -1)
         image: Tensor | None = None
         levels = []
@@ -284,7 +283,7 @@ class Generator(ModelMixin, ConfigMixin):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Latents (B, channels, H, W) of noise z (B, 64) and integer labels (B,).
 
-        With `return_levels` all level images (K, B, channels, H, W); with `return_style` also the styles (B, width).
+        With `return_levels`, all level images (K, B, channels, H, W); with `return_style`, also the styles (B, width).
         """
         w = self.mapping(z, class_labels, truncation_psi, guidance_scale)
         levels = self.synthesis(w)
@@ -293,11 +292,11 @@ class Generator(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def update_w_avg(self, style_sums: Tensor, counts: Tensor) -> None:
-        """Move the running mean style of each class in the batch towards its batch mean, with decay 0.995.
+        """Update the running mean style of each class in the batch with decay 0.995.
 
         Args:
-            style_sums: (classes, width) sums of w over the global batch, by class.
-            counts: (classes,) how many samples of each class.
+            style_sums: (classes, width) sums of w over the global batch per class.
+            counts: (classes,) number of samples per class.
         """
         mean = style_sums / counts.clamp(min=1)[:, None]
         weight = torch.where(counts > 0, 1 - W_AVG_DECAY, 0.0)[:, None]
@@ -319,7 +318,7 @@ class PatchEmbed(nn.Module):
 
 
 class ProjectedLabelEmbedder(LabelEmbedder):
-    """The classes' vectors e(y) for the projection, through a mapping network: integers (B,) -> (B, cmap_dim)."""
+    """Class embeddings e(y) for the projection, through a mapping network: integers (B,) -> (B, cmap_dim)."""
 
     def __init__(self, classes: int, dim: int) -> None:
         super().__init__(classes, dim)
@@ -327,13 +326,13 @@ class ProjectedLabelEmbedder(LabelEmbedder):
 
     def forward(self, class_labels: Tensor) -> Tensor:
         table = self.embedding_table.weight
-        if len(table) <= len(class_labels):  # mapping each class once is less work than each sample
+        if len(table) <= len(class_labels):  # map each class once instead of each sample
             return F.embedding(class_labels, self.latent_embedder(table))
         return self.latent_embedder(self.embedding_table(class_labels))
 
 
 class DiscriminatorBlock(nn.Module):
-    """h + λ₁·Attn(RMSNorm(h)), then the same with SwiGLU; λ (LayerScale) starts at 0.1. `queries` as in Attention."""
+    """h + λ₁·Attn(RMSNorm(h)), then the same with SwiGLU; λ (LayerScale) starts at 0.1. `queries` as in `Attention`."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -350,12 +349,12 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(ModelMixin, ConfigMixin):
-    """Projection discriminator of all level images of a sample at once, given its class.
+    """Projection discriminator of all level images of a sample together.
 
     Args:
         width, depth, heads, patch, latent_size, channels, classes, levels: as for `Generator`.
-        cmap_dim: dimensions in which [cls] is projected onto the class embedding (paper: 2048).
-        repa_dim: width of the teacher whose features the REPA head predicts; None: no such head.
+        cmap_dim: dimensions of the projection of [cls] onto the class embedding (paper: 2048).
+        repa_dim: width of the teacher whose features the REPA head predicts; None: no REPA head.
         projector_dim: hidden width of the REPA head (paper: 2048).
     """
 
@@ -403,14 +402,14 @@ class Discriminator(ModelMixin, ConfigMixin):
         """Logits (B,) of level images (K, B, channels, H, W) and integer labels (b,), repeated if B is a multiple of b.
 
         Labels may also be class embeddings (b, cmap_dim), computed once by `y_embedder` for several calls. With
-        `return_features` also the REPA head's ([cls] (n, d), patches (n, T, d)) of the first `feature_count` samples,
-        of all where that is None.
+        `return_features`, also the REPA head's output for the first `feature_count` samples (None: all): [cls] (n, d)
+        and patches (n, T, d).
         """
         images = levels.transpose(0, 1).flatten(1, 2)  # (B, K·channels, H, W)
         h = self.x_embedder(images)
         h = torch.cat([self.cls_token.expand(len(h), -1, -1), h + self.pos_embed], dim=1)
         for i, block in enumerate(self.blocks, start=1):
-            # Of the last block's output the logit needs [cls] only.
+            # The logit needs only [cls] of the last block's output.
             queries = 1 if i == len(self.blocks) and not return_features else None
             if self.activation_checkpointing and torch.is_grad_enabled():
                 h = checkpoint(block, h, self.rope, queries, use_reentrant=False)

@@ -1,21 +1,21 @@
-"""Multi-level noise guidance (MNG; paper, section 4.1): the noise on each level image before the discriminator."""
+"""Multi-level noise guidance (MNG; paper, section 4.1): noise on each level image before the discriminator."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 SIGMA_MIN = 0.01  # noise of the last level
-ALPHA_MIN = 0.125  # what the first level keeps of the image, before SIGMA_MIN is added
+ALPHA_MIN = 0.125  # 1 − t of the first level, before SIGMA_MIN is added to t
 
 
 def noise_levels(count: int, schedule: str = "exponential") -> list[float]:
     """Standard deviation t of the noise of each level, from the noisiest (level 0) to the cleanest.
 
-    `exponential` (the paper's): t_i = 1 − 0.125^(1 − i/(count − 1)) + 0.01. `linear`: equal steps between the
-    same ends. `none`: no guidance, one level without noise.
+    `exponential` (the paper's): t_i = 1 − 0.125^(1 − i/(count − 1)) + 0.01. `linear`: equal steps between the same
+    first and last level. `none`: no guidance, one level without noise.
 
     Raises:
-        ValueError: no such schedule.
+        ValueError: the schedule is unknown.
     """
     if schedule == "none":
         return [0.0]
@@ -28,11 +28,11 @@ def noise_levels(count: int, schedule: str = "exponential") -> list[float]:
 
 
 def _markov_chain(levels: tuple[float, ...]) -> list[list[float]]:
-    """Matrix (K, K) that turns independent draws into the levels' noise; draw 0 is that of the cleanest level.
+    """Matrix (K, K) that maps independent draws to the noise of the levels; draw 0 is that of the cleanest level.
 
     n_i = r·n_{i+1} + sqrt(t_i² − (r·t_{i+1})²)·ε with r = (1 − t_i)/(1 − t_{i+1}).
     """
-    rows: list[list[float]] = []  # from the cleanest level on
+    rows: list[list[float]] = []  # from the cleanest to the noisiest level
     previous, previous_level = [0.0] * len(levels), 0.0
     for draw, level in enumerate(reversed(levels)):
         ratio = (1 - level) / (1 - previous_level)
@@ -44,12 +44,12 @@ def _markov_chain(levels: tuple[float, ...]) -> list[list[float]]:
 
 
 def perturb(images: Tensor, noise: Tensor, levels: tuple[float, ...] | None = None) -> Tensor:
-    """Noise the level images of each sample by one Markov chain from the cleanest level to the noisiest.
+    """Add noise to the level images of each sample, as one Markov chain from the cleanest level to the noisiest.
 
     Args:
-        images: (K, B, C, H, W) level images, or (1, B, C, H, W), the same for every level.
+        images: (K, B, C, H, W) level images, or (1, B, C, H, W), repeated for every level.
         noise: (K, B, C, H, W) standard normal draws; noise[0] drives the cleanest level, noise[K-1] the noisiest.
-        levels: `noise_levels`; None: the paper's for K levels.
+        levels: as returned by `noise_levels`; None: the paper's for K levels.
 
     Returns:
         (K, B, C, H, W): (1 − t)·image + noise of standard deviation t.
@@ -61,13 +61,13 @@ def perturb(images: Tensor, noise: Tensor, levels: tuple[float, ...] | None = No
 
 
 def resize_levels(images: Tensor, count: int) -> Tensor:
-    """Level images of lower resolution in place of noisier ones, as in MSG-GAN; the paper's ablation.
+    """Level images of lower resolution instead of more noise, as in MSG-GAN; an ablation of the paper.
 
-    Each is averaged over squares and enlarged again bilinearly: the first to a side of 1/2^(count − 1), the last not
-    at all.
+    Each level is reduced by average pooling and enlarged bilinearly: the first is reduced to a side of 1/2^(count − 1),
+    the last is unchanged.
 
     Args:
-        images: (count, B, C, H, W) level images, or (1, B, C, H, W), the same for every level.
+        images: (count, B, C, H, W) level images, or (1, B, C, H, W), repeated for every level.
         count: K.
 
     Returns:

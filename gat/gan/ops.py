@@ -1,7 +1,7 @@
-"""Fast forms of the layers' arithmetic. Each has its plain form beside it (`plain_…`), which it equals.
+"""Fast versions of the layers' operations, each next to the plain version (`plain_…`) that it is equivalent to.
 
-`gat.gan.networks` calls the fast forms; `tests/test_ops.py` compares them with the plain ones, forward and backward.
-Most of them help on a CPU, where nothing fuses the operations that a GPU's kernels or torch.compile fuse.
+`gat.gan.networks` calls the fast versions; `tests/test_ops.py` compares both, forward and backward. Most of them help
+on a CPU without torch.compile, where operations are not fused.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RMS_EPS = 1e-6
-FEW_TOKENS = 64  # up to which attention is written out
+FEW_TOKENS = 64  # up to which attention is computed with two matrix products
 
 
 # RMS normalization
@@ -23,9 +23,9 @@ def plain_rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
-    """`plain_rms_norm` in the fewest passes over the memory.
+    """`plain_rms_norm` with fewer passes over memory.
 
-    On a CPU `F.rms_norm` is composed of single operations, forward and backward, and takes about twice as long.
+    On a CPU `F.rms_norm` is composed of several operations, forward and backward, and takes about twice as long.
     """
     if x.device.type != "cpu" or x.dtype in (torch.bfloat16, torch.float16) or torch.compiler.is_compiling():
         return plain_rms_norm(x, weight)
@@ -65,7 +65,7 @@ def plain_rotate(x: Tensor, rotary: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """`plain_rotate` as one complex multiplication, the fastest where nothing fuses the operations."""
+    """`plain_rotate` as one complex multiplication, which is fastest if operations are not fused."""
     if x.dtype != torch.float32 or torch.compiler.is_compiling():
         return plain_rotate(x, rotary)
     pairs, rotations = x.unflatten(-1, (-1, 2)), _per_token(rotary, x)
@@ -78,12 +78,12 @@ def _per_token(rotary: Tensor, x: Tensor) -> Tensor:
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q·kᵀ / √D)·v of (B, heads, T, D) each."""
+    """softmax(q·kᵀ / √D)·v, each (B, heads, T, D)."""
     return F.scaled_dot_product_attention(q, k, v)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`plain_attention`, written out where tokens are few: twice as fast on a CPU."""
+    """`plain_attention`, as matrix products and a softmax for few tokens: twice as fast on a CPU."""
     if q.device.type == "cpu" and q.shape[2] <= FEW_TOKENS:
         return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
     return plain_attention(q, k, v)
@@ -96,9 +96,9 @@ def plain_qk_norm(qk: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
 
 
 def qk_norm(qk: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
-    """`plain_qk_norm` of both at once, the weights repeated per head.
+    """`plain_qk_norm` of both at once, with weights repeated per head.
 
-    The gradient of the weights is then one contiguous sum, five times faster on a CPU than a strided one.
+    The gradient of the weights is then one contiguous sum, which is five times faster on a CPU than a strided sum.
     """
     weight = torch.stack([q_weight, k_weight])[:, None].repeat(1, qk.shape[3], 1)  # (2, heads, D)
     return rms_norm(qk) * weight
@@ -114,6 +114,6 @@ def plain_swiglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def swiglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`plain_swiglu` as two products, whose backward need not concatenate the gradients of both halves."""
+    """`plain_swiglu` as two products, whose backward does not concatenate the gradients of both halves."""
     (weight_a, weight_b), (bias_a, bias_b) = weight.unflatten(0, (2, -1)).unbind(), bias.unflatten(0, (2, -1)).unbind()
     return F.silu(F.linear(x, weight_a, bias_a)) * F.linear(x, weight_b, bias_b)

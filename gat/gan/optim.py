@@ -10,7 +10,7 @@ ADAM_EPS = 1e-8
 
 
 def width_aware_learning_rate(train: Optimization, width: int) -> float:
-    """The paper's rule: the base rate at width 768 and batch 512, × 768 / width × √(batch / 512)."""
+    """The paper's rule: learning_rate × 768 / width × √(batch_size / 512)."""
     width_factor = BASE_WIDTH / width if train.scale_lr_by_width else 1.0
     return train.learning_rate * width_factor * (train.batch_size / BASE_BATCH) ** 0.5
 

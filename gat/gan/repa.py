@@ -1,7 +1,8 @@
 """The teacher of REPA (paper, section 3.2): a frozen image encoder whose features the discriminator learns to predict.
 
-The loss is `gat.gan.losses.repa_loss`. The release scales the teacher's translation by latent size over image size, so
-that its image hardly moves; here, as the paper says, the image moves as the latent does.
+The loss is `gat.gan.losses.repa_loss`. The release multiplies the translation of the teacher's image by latent size /
+image size, so that the image hardly moves. Here, as in the paper, it moves by the same fraction of its side as the
+latent.
 """
 
 import torch
@@ -17,16 +18,16 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Teacher:
-    """A frozen vision transformer of transformers, such as DINOv2: features of the discriminator's real images.
+    """A frozen vision transformer from the library transformers, such as DINOv2, that computes features of real images.
 
     Args:
         name: a hub id or a folder in transformers' format.
-        device: where to run; in bfloat16 on a GPU.
-        compile: run it through torch.compile.
+        device: where it runs; in bfloat16 on a GPU.
+        compile: compile it with torch.compile.
 
     Attributes:
         width: dimensions of its features.
-        grid: side of its grid of patches.
+        grid: number of patches along a side.
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu", compile: bool = False) -> None:
@@ -34,7 +35,7 @@ class Teacher:
 
         self.device = torch.device(device)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        with PartialState().main_process_first():  # one process downloads, the others find the files
+        with PartialState().main_process_first():  # one process downloads for all
             model = AutoModel.from_pretrained(name, dtype=dtype)
         self.width: int = model.config.hidden_size
         self.grid: int = IMAGE_SIZE // model.config.patch_size
@@ -49,8 +50,8 @@ class Teacher:
     def __call__(self, images: Tensor, augment: AugmentParams, latent_size: int) -> Features:
         """Features ([cls] (B, d), patches (B, grid², d)) of images uint8 (B, H, W, 3).
 
-        Images are normalized, resized to 224 bicubically, and translated and mirrored as `augment` does with latents of
-        side `latent_size`; pixels from outside have the mean colour.
+        Images are normalized, resized bicubically to 224, and translated and mirrored like latents of side
+        `latent_size`; pixels from outside the image have the mean color.
         """
         pixels = images.to(self.device).permute(0, 3, 1, 2).float() / 255
         pixels = (pixels - self._mean) / self._std

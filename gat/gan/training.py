@@ -1,4 +1,4 @@
-"""The training algorithm (paper, section 5 and appendix) on Accelerate: one step, and the loop over steps."""
+"""The training step and the training loop (paper, section 5 and appendix), with Hugging Face Accelerate."""
 
 import copy
 import math
@@ -26,22 +26,22 @@ from gat.gan.optim import make_optimizer, width_aware_learning_rate
 from gat.gan.repa import Teacher
 from gat.seeds import Purpose, generator_of
 
-LOG_EVERY = 20  # steps whose metrics are averaged
+LOG_EVERY = 20  # steps over which logged metrics are averaged
 GRADIENTS = ("grad_d", "grad_g")
-GAP_SHARE = 0.1  # last part of a training over which the final gap is taken
+GAP_SHARE = 0.1  # fraction of a training, at its end, over which the final gap is averaged
 
 
 class RandomNumbers(NamedTuple):
-    """All random numbers of one step, of this process's samples."""
+    """All random numbers of a step, for the samples of this process."""
 
     posterior: Tensor  # (B, C, H, W) standard normal
     z: Tensor  # (B, 64) standard normal
-    perturb_d: tuple[Perturbation, Perturbation]  # of reals and of fakes, in the discriminator's step
-    perturb_g: tuple[Perturbation, Perturbation]  # of reals and of fakes, in the generator's step
-    eps: tuple[Tensor, Tensor]  # (B, C, H, W) and (K, B, C, H, W) standard normal, of aR1 and aR2
+    perturb_d: tuple[Perturbation, Perturbation]  # of reals and fakes, for the discriminator's loss
+    perturb_g: tuple[Perturbation, Perturbation]  # of reals and fakes, for the generator's loss
+    eps: tuple[Tensor, Tensor]  # (B, C, H, W) and (K, B, C, H, W) standard normal, for aR1 and aR2
 
     def select(self, samples: slice) -> "RandomNumbers":
-        """Those of some of the samples."""
+        """The random numbers of a slice of the samples."""
         return RandomNumbers(
             self.posterior[samples],
             self.z[samples],
@@ -52,7 +52,7 @@ class RandomNumbers(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-    """The samples of one forward."""
+    """The samples of one forward pass."""
 
     real: Tensor  # (b, C, H, W)
     class_labels: Tensor  # (b,)
@@ -64,25 +64,25 @@ Generated = tuple[Tensor, Tensor]  # level images (K, b, C, H, W) and styles (b,
 
 
 def sample_posterior(moments: Tensor, noise: Tensor) -> Tensor:
-    """Latents mean + std·ε (B, C, H, W) of posterior moments (B, 2C, H, W) and standard normal noise."""
+    """Sample latents mean + std·noise (B, C, H, W) from posterior moments (B, 2C, H, W) and standard normal noise."""
     mean, std = at_least_float32(moments).chunk(2, dim=1)
     return mean + std * noise
 
 
 class Trainer:
-    """Both networks, their optimizers and the EMA generator; `step` trains them once.
+    """Both networks, their optimizers and the EMA generator; `step` runs one training step.
 
     Args:
-        accelerator: of Hugging Face Accelerate; it knows devices, processes and precision.
-        generator, discriminator: not trained yet, the same on all processes.
-        scaling_factor: that of the latents.
+        accelerator: Accelerate's `Accelerator`, which defines device, processes and precision.
+        generator, discriminator: untrained, with the same weights on all processes.
+        scaling_factor: of the latents.
         train, loss, compute: sections of params.yaml; the defaults are the paper's values.
         seed: of all random numbers.
-        teacher: whose features the discriminator learns to predict (REPA); None: no REPA.
+        teacher: computes the features that the discriminator learns to predict (REPA); None: no REPA.
         repa_weight: β of REPA.
 
     Raises:
-        ParamsError: the batch does not divide among the processes and the micro-batches.
+        ParamsError: the batch size is not a multiple of processes times micro-batch.
         ValueError: a network has another number of levels than the loss.
     """
 
@@ -116,12 +116,14 @@ class Trainer:
         self.ema = copy.deepcopy(generator).to(accelerator.device).eval().requires_grad_(False)
         self._update_average = get_ema_multi_avg_fn(train.ema_decay)
         classes, width = generator.w_avg.shape
-        self._style_sums = generator.w_avg.new_zeros(classes, width + 1, device=accelerator.device)  # and counts
+        self._style_sums = generator.w_avg.new_zeros(
+            classes, width + 1, device=accelerator.device
+        )  # styles, and counts
         optimizers = [
             make_optimizer(network, width_aware_learning_rate(train, network.config["width"]), train)
             for network in (generator, discriminator)
         ]
-        # As Accelerate wraps them, for gradients to be exchanged; and the networks themselves.
+        # Wrapped by Accelerate, which averages gradients over processes, and unwrapped.
         self.wrapped_generator, self.wrapped_discriminator, self.optimizer_g, self.optimizer_d = accelerator.prepare(
             generator, discriminator, *optimizers
         )
@@ -130,14 +132,14 @@ class Trainer:
         self.steps_done = 0
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Train the discriminator, then the generator, on this process's share of one batch, on its device.
+        """Train the discriminator, then the generator, on this process's share of a batch, which is on its device.
 
         Returns:
-            Scalars on the device, of this process's samples: `loss_d`, `loss_g`, `gap`, `r1`, `r2`, with a teacher
-            `repa`, and the norms `grad_d`, `grad_g` of the whole gradients before clipping.
+            Scalars on the device: `loss_d`, `loss_g`, `gap`, `r1`, `r2`, and with a teacher `repa`, over the samples of
+            this process; `grad_d` and `grad_g`, the norms of the gradients of the whole batch before clipping.
         """
         micro_batches = self._split(batch, self.sample_random_numbers(self.steps_done))
-        # A single micro-batch keeps its graph, so that one forward of the generator serves both steps.
+        # With a single micro-batch, both losses use one forward pass of the generator, whose graph is kept.
         kept = [self._generate(micro_batches[0])] if len(micro_batches) == 1 else None
         metrics = self._discriminator_step(micro_batches, kept)
         metrics |= self._generator_step(micro_batches, kept)
@@ -195,18 +197,18 @@ class Trainer:
         return self.teacher(micro.images, micro.random.perturb_d[0].augment, micro.real.shape[-1])
 
     def _optimizer_step(self, network: nn.Module, optimizer: Any) -> Tensor:
-        """Clip the gradients, step, and return their norm before clipping."""
+        """Clip the gradients and step; returns the norm of the gradients before clipping."""
         norm = self.accelerator.clip_grad_norm_(network.parameters(), self.train.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm
 
     def _gradient_exchange(self, network: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Processes exchange gradients in the backward of the last micro-batch only."""
+        """Synchronize gradients across processes only in the backward pass of the last micro-batch."""
         return nullcontext() if last else self.accelerator.no_sync(network)
 
     def _collect_styles(self, w: Tensor, class_labels: Tensor) -> None:
-        """Add styles and counts to those of their class."""
+        """Add styles, and counts of samples, to the sums of their classes."""
         rows = torch.cat([w.to(self._style_sums.dtype), self._style_sums.new_ones(len(w), 1)], dim=1)
         self._style_sums.index_add_(0, class_labels, rows)
 
@@ -221,7 +223,7 @@ class Trainer:
         self.ema.w_avg.copy_(self.generator.w_avg)
 
     def sample_random_numbers(self, step: int) -> RandomNumbers:
-        """The random numbers of a step. Every process draws those of the whole batch and keeps its own samples'."""
+        """The random numbers of a step. Every process draws those of the whole batch and keeps those of its samples."""
         device, batch_size = self.accelerator.device, self.train.batch_size
         rng = generator_of(self.seed, Purpose.STEP, step, device=device)
         config = self.generator.config
@@ -259,12 +261,12 @@ class Trainer:
         ]
 
     def require_finite(self) -> None:
-        """Check all weights; see `gat.gan.networks.require_finite`."""
+        """Check that all weights are finite; see `gat.gan.networks.require_finite`."""
         for name, network in self._networks():
             require_finite(network, f"{name} after step {self.steps_done}")
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that training carries from one step to the next, as named tensors."""
+        """The state of the training after a step, as named tensors."""
         tensors: dict[str, Tensor] = {}
         for prefix, network in self._networks():
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
@@ -274,7 +276,7 @@ class Trainer:
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor], steps_done: int) -> None:
-        """Take over `state()` of a trainer of the same sizes after `steps_done` steps."""
+        """Restore the `state()` that a trainer with networks of the same size had after `steps_done` steps."""
 
         def section(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix + "."): v for k, v in tensors.items() if k.startswith(prefix + ".")}
@@ -309,14 +311,14 @@ Metrics = dict[str, float]
 
 
 class _Log:
-    """The metrics of a training: rows with `step` and either mean losses over some steps, or `fid`."""
+    """Logs the metrics of a training as rows of `step` and either the mean losses since the last row, or `fid`."""
 
     def __init__(self, accelerator: Accelerator, log_fn: Callable[[Metrics], None] | None) -> None:
         self.rows: list[Metrics] = []
         self._latest: Metrics = {}
         self._log_fn = log_fn if accelerator.is_main_process else None
         self._accelerator, self._window = accelerator, list[dict[str, Tensor]]()
-        self._scales = accelerator.scaler is not None  # fp16: a step whose scaled gradients overflow is left out
+        self._scales = accelerator.scaler is not None  # fp16: steps whose scaled gradients overflow are skipped
 
     def add(self, row: Metrics) -> None:
         self.rows.append(row)
@@ -328,7 +330,7 @@ class _Log:
         self._window.append(metrics)
 
     def add_means(self, step: int) -> None:
-        """A row of the means since the last one, over steps and processes."""
+        """Add a row with means over the steps since the last such row, and over processes."""
         names = list(self._window[0])
         means = torch.stack([torch.stack([row[name] for row in self._window]).mean() for name in names])
         values = self._accelerator.reduce(means, reduction="mean").tolist()
@@ -342,7 +344,7 @@ class _Log:
         self._window = []
 
     def postfix(self) -> dict[str, str]:
-        """The latest values, for a progress bar."""
+        """The latest values, for the progress bar."""
         shown = ("loss_d", "loss_g", "gap", "fid")
         return {name: f"{self._latest[name]:.2f}" for name in shown if name in self._latest}
 
@@ -358,19 +360,19 @@ def fit(
     """Train for `train.steps` steps, from the latest readable checkpoint if there is one.
 
     Args:
-        trainer: not trained yet.
+        trainer: untrained.
         batches: this process's share of the data.
         checkpoints: folder to save to and to resume from; None: neither.
-        evaluate: function of the EMA generator to its FID, called on all processes every `train.eval_every` steps.
-        log_fn: called with each row of metrics, on rank 0; after resuming, the restored rows are replayed first.
-        stop: asked with each row of losses whether to save and end; one process that says so is enough.
+        evaluate: returns the FID of the EMA generator; called on all processes every `train.eval_every` steps.
+        log_fn: called with each row of metrics, on rank 0; after resuming, first with the rows of the checkpoint.
+        stop: called with each row of losses; if it returns True on any process, training saves and stops.
 
     Raises:
-        KeyboardInterrupt: `stop` said so.
-        FloatingPointError: a loss, a gradient's norm, a weight or a FID is not finite; what was saved before stays.
+        KeyboardInterrupt: `stop` returned True.
+        FloatingPointError: a loss, a gradient norm, a weight or an FID is not finite; earlier checkpoints are kept.
 
     Returns:
-        All rows: `step` and either the mean losses since the row before (`Trainer.step`), over all processes, or `fid`.
+        All rows: `step` and either the means since the last row over all processes (see `Trainer.step`), or `fid`.
     """
     accelerator, steps = trainer.accelerator, trainer.train.steps
     log = _Log(accelerator, log_fn)
@@ -384,7 +386,7 @@ def fit(
         log.collect(trainer.step(send_to_device(batch, accelerator.device, non_blocking=True)))
         step = trainer.steps_done
         saving = checkpoints is not None and (step % trainer.compute.save_every == 0 or step == steps)
-        logging = step % LOG_EVERY == 0 or step == steps or saving  # a checkpoint holds no unfinished row
+        logging = step % LOG_EVERY == 0 or step == steps or saving  # a checkpoint has no partial row
         if logging:
             log.add_means(step)
             bar.set_postfix(log.postfix(), refresh=False)
@@ -404,7 +406,7 @@ def fit(
 
 
 def _loader(trainer: Trainer, batches: TrainingBatches) -> DataLoader[Batch]:
-    """The batches of the steps to come."""
+    """A loader of the batches of all remaining steps."""
     return DataLoader(
         batches,
         batch_size=None,
@@ -416,18 +418,18 @@ def _loader(trainer: Trainer, batches: TrainingBatches) -> DataLoader[Batch]:
 
 
 def _ignore_signals(_: int) -> None:
-    """In a process that reads data: Ctrl-C and SIGTERM are for the training, which saves and ends this one, too."""
+    """Ignore Ctrl-C and SIGTERM in a data-loading process; the training process saves, then ends its loaders."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _any_process(accelerator: Accelerator, condition: bool) -> bool:
-    """Whether a condition holds on any process."""
+    """Whether the condition is true on any process."""
     return accelerator.reduce(torch.tensor(float(condition), device=accelerator.device), reduction="sum").item() > 0
 
 
 def _resume(trainer: Trainer, folder: Path) -> list[Metrics]:
-    """Load the latest readable checkpoint into the trainer; returns the metrics logged before it."""
+    """Load the latest readable checkpoint into the trainer; returns its logged metrics."""
     checkpoint, messages = load_checkpoint(folder, trainer.accelerator.device)
     if checkpoint is not None:
         trainer.load_state(checkpoint.tensors, checkpoint.step)
@@ -438,6 +440,6 @@ def _resume(trainer: Trainer, folder: Path) -> list[Metrics]:
 
 
 def final_gap(history: list[Metrics], steps: int) -> float:
-    """Mean of D(real) − D(fake) over the last tenth of a training; near 0 the discriminator tells nothing apart."""
+    """Mean of D(real) − D(fake) over the last tenth of a training; near 0, the discriminator separates nothing."""
     gaps = [row["gap"] for row in history if "gap" in row and row["step"] > (1 - GAP_SHARE) * steps]
     return sum(gaps) / len(gaps)
