@@ -1,10 +1,10 @@
-"""What happens inside of a trained run: runs/… -> analyses/RUN/seed-N.json. Of ablations/dvc.yaml.
+"""Analyses of a trained run: runs/… -> analyses/RUN/seed-N.json. In ablations/dvc.yaml.
 
 python -m stages analyze RUN SEED
 
-Layer use of the generator; the discriminator as a classifier, and its alignment with the teacher (without one, with the
-extractor); and, for runs that override nothing, how far an optimizer step moves the outputs, in short trainings with
-the width rule and with one learning rate for all widths, that of the model under test.
+Layer use of the generator; the discriminator as a classifier, and its alignment with the teacher or, without one, with
+the extractor; and, for runs that override nothing, the change of outputs per optimizer step, in short trainings with
+the width rule and with one learning rate for all widths, which is that of the model under test.
 """
 
 import torch

@@ -1,10 +1,10 @@
-"""What the code of each stage is, apart from its wording: stages/, gat/ -> data/code/STAGE.
+"""Hashes of the code of each stage: stages/, gat/ -> data/code/STAGE.
 
 python -m stages code
 
-Each file names every module of the project that its stage imports, however deep, with a hash of the module's syntax
-tree, in which docstrings, comments, formatting and the text of errors do not count. The other stages depend on these
-files: a changed constant reruns what it decides, a reworded comment nothing.
+Each file lists every module of the project that the stage imports, directly or indirectly, with a hash of its syntax
+tree without docstrings, comments, formatting and the text of raised errors. The other stages depend on these files: a
+changed constant reruns the stages that import it, a reworded comment reruns nothing.
 """
 
 import ast
@@ -18,13 +18,13 @@ from gat.config import Params
 from gat.files import atomic_write
 from stages import CODE
 
-# Modules that decide no result. They are not hashed; what they import is.
+# Modules that decide no result. They are not hashed, but the modules that they import are.
 DECIDE_NOTHING = {
-    "gat.config": "checks params.yaml; dvc.yaml names the keys that a stage reads",
-    "gat.files": "how files are written",
-    "gat.gan.checkpoints": "how an interrupted training is stored",
+    "gat.config": "validation of params.yaml; dvc.yaml lists the keys that a stage reads",
+    "gat.files": "atomic writes and locks",
+    "gat.gan.checkpoints": "file format of checkpoints",
     "gat.runtime": "devices, processes and threads",
-    "gat.study.results": "how results are stored",
+    "gat.study.results": "file format of results",
     "stages": "paths",
     "stages.code": "this module",
 }
@@ -44,7 +44,7 @@ def main(params: Params) -> None:
 
 
 def code_of(stage: str) -> str:
-    """The modules that decide a stage's result, with their hashes, a line each."""
+    """The modules that decide a stage's result, with their hashes, one per line."""
     found: dict[str, str] = {}
     new = {f"stages.{stage}"}
     while new:
@@ -58,7 +58,7 @@ def code_of(stage: str) -> str:
 def syntax(module: str) -> tuple[str, set[str]]:
     """Hash of a module's syntax tree, and the modules of the project that it imports, with their packages.
 
-    Docstrings, comments, formatting and what errors say are not in the hash, which is the same under every version of
+    The hash ignores docstrings, comments, formatting and the text of raised errors. It is the same in every version of
     Python.
     """
     imports: list[str] = []
@@ -69,15 +69,15 @@ def syntax(module: str) -> tuple[str, set[str]]:
 
 
 def _file(module: str) -> Path:
-    """Where a module of the project is; there need not be one of this name."""
+    """Path of a module of the project, which may not exist."""
     path = Path(module.replace(".", "/"))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _plain(node: Any, imports: list[str]) -> Any:
-    """A syntax tree as nested lists, with neither docstrings nor what errors say; `imports` gets the names of imports.
+    """A syntax tree as nested lists, without docstrings and the text of raised errors; appends to the names of `imports`.
 
-    Empty fields are left out: newer versions of Python have more of them.
+    Empty fields are left out, since newer versions of Python have more of them.
     """
     if isinstance(node, list):
         return [_plain(item, imports) for item in node]

@@ -2,7 +2,7 @@
 
 python -m stages evaluate RUN SEED          (as many processes as Accelerate is configured for; `model` needs no seed)
 
-metrics.json holds the few numbers that DVC compares; evaluation.json what it costs and how the metrics were measured.
+metrics.json has the metrics that DVC compares; evaluation.json has the cost and how the metrics were measured.
 """
 
 from pathlib import Path

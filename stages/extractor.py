@@ -1,4 +1,4 @@
-"""The feature extractor for FID: data/images -> data/extractor.
+"""Feature extractor for FID: data/images -> data/extractor.
 
 python -m stages extractor
 """

@@ -1,8 +1,8 @@
-"""FIDs that no generator is expected to beat: data/ -> data/floors.json, data/reals.png.
+"""FID floors, which no generator is expected to beat: data/ -> data/floors.json, data/reals.png.
 
 python -m stages floors          (as many processes as Accelerate is configured for)
 
-The FID of the autoencoder's reconstructions, and that of one half of the real images against the other.
+They are the FID of the autoencoder's reconstructions, and the FID between two halves of the real images.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
-"""Any image source as square RGB images: data.source, data/source.json -> data/images.
+"""Converts an image source to square RGB images: data.source, data/source.json -> data/images.
 
 python -m stages images          (as many processes as Accelerate is configured for)
 
-An interrupted run resumes after the last complete file.
+After an interruption it resumes after the last complete file.
 """
 
 from gat.config import Params
@@ -18,7 +18,7 @@ def main(params: Params) -> None:
     """Run the stage."""
     data = params.data
     accelerator = make_accelerator(params.compute)
-    with accelerator.main_process_first():  # one process downloads, the others find the files
+    with accelerator.main_process_first():  # one process downloads for all
         source = load_source(data.source, data.split, data.image_column, data.label_column)
     if accelerator.is_main_process:
         print(f"{data.source}: {len(source.data):,} images of {len(source.classes):,} classes")
@@ -34,8 +34,8 @@ def main(params: Params) -> None:
 
 
 def show(what: str, lines: list[str]) -> None:
-    """Print the first ones of a list, and how many there are."""
+    """Print the first lines of a list, and the number of further ones."""
     for line in lines[:LINES_SHOWN]:
         print(f"{what}: {line}")
     if len(lines) > LINES_SHOWN:
-        print(f"{what}: {len(lines) - LINES_SHOWN:,} more; data/images/images.json lists them")
+        print(f"{what}: {len(lines) - LINES_SHOWN:,} more, listed in data/images/images.json")

@@ -1,8 +1,8 @@
-"""Posterior moments of every image: data/images, data/vae -> data/latents.
+"""Encodes every image to posterior moments: data/images, data/vae -> data/latents.
 
 python -m stages latents          (as many processes as Accelerate is configured for)
 
-An interrupted run resumes after the last complete file.
+After an interruption it resumes after the last complete file.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
-"""Statistics of the real images' features: data/images, data/extractor -> data/reference.npz.
+"""Reference statistics of the features of real images: data/images, data/extractor -> data/reference.npz.
 
 python -m stages reference          (as many processes as Accelerate is configured for)
 
-With `metrics.reference` mean and covariance are those of that file; KID, precision and recall then use the images that
-it holds, ADM's `arr_0`.
+With `metrics.reference`, mean and covariance are read from that file, and KID, precision and recall use the images in
+it (`arr_0` in ADM's files).
 """
 
 import dataclasses
@@ -33,7 +33,9 @@ def main(params: Params) -> None:
     computed = None
     if images is not None and len(images) <= NEIGHBOURS:
         key = "data.source" if given is None else "metrics.reference"
-        raise ParamsError(f"{key}: {len(images)} images are too few; precision and recall need {NEIGHBOURS + 1}")
+        raise ParamsError(
+            f"{key}: {len(images)} images are too few; precision and recall need {NEIGHBOURS + 1} or more"
+        )
     if images is not None:
         keep, batch_size = params.metrics.reference_features, params.compute.sample_batch
         labels = images.labels if isinstance(images, Images) else None

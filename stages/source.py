@@ -1,9 +1,9 @@
-"""What the files of data.source are: data.source -> data/source.json.
+"""Fingerprint of the files in data.source: data.source -> data/source.json.
 
 python -m stages source
 
-DVC cannot depend on a place that params.yaml names, so this stage always runs, in the time that a look at all names,
-sizes and times takes. Where its out is what it was, nothing else runs. Of a hub id only the name is looked at.
+DVC cannot depend on a path from params.yaml, so this stage always runs and reads the names, sizes and modification
+times of all files. If its out is unchanged, no other stage reruns. For a hub id it reads only the name.
 """
 
 from gat.config import Params
@@ -14,6 +14,6 @@ from stages import ABLATIONS, ANALYSES, SHOWCASE, SOURCE
 
 def main(params: Params) -> None:
     """Run the stage."""
-    for folder in (SHOWCASE, ABLATIONS, ANALYSES):  # deps of others, also where nothing is to be shown or analysed
+    for folder in (SHOWCASE, ABLATIONS, ANALYSES):  # deps of other stages, which must exist even if empty
         folder.mkdir(parents=True, exist_ok=True)
     write_json(SOURCE, fingerprint(params.data.source))

@@ -1,9 +1,9 @@
-"""Which trainings params.yaml names -> data/trainings.json; results and lock entries of others are removed.
+"""Lists the trainings in params.yaml and removes results of others: params.yaml -> data/trainings.json.
 
 python -m stages tidy
 
-`report` and `summary` depend on whole folders of results: what earlier runs and seeds have left there would make them
-differ between clones. DVC's cache keeps it.
+`report` and `summary` depend on whole folders of results. Results of runs and seeds that params.yaml no longer lists
+would make these folders differ between clones. They stay in DVC's cache. Their entries in dvc.lock are removed, too.
 """
 
 import shutil
@@ -34,17 +34,17 @@ def main(params: Params) -> None:
 
 
 def remove_others(folder: Path, known: list[str], pattern: str = "*/seed-*") -> None:
-    """Remove what the pattern finds in a folder but for the known names, and folders that are then empty."""
+    """Remove all matches of a pattern in a folder except for known names, and parent folders that are then empty."""
     for path in sorted(folder.glob(pattern)):
         if path.relative_to(folder).as_posix() not in known:
-            print(f"removing {path}, which params.yaml no longer names; DVC's cache keeps it")
+            print(f"removing {path}, which params.yaml no longer lists; it stays in DVC's cache")
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             if path.parent != folder and not any(path.parent.iterdir()):
                 path.parent.rmdir()
 
 
 def remove_others_from_lock(path: Path, known: set[str]) -> None:
-    """Remove `STAGE@NAME` from a lock file where NAME is not known. DVC reads the file anew before it writes it."""
+    """Remove entries `STAGE@NAME` with an unknown NAME from a lock file, which DVC reads again before it writes it."""
     yaml = YAML()
     content = yaml.load(path) if path.exists() else {"stages": {}}
     dead = [stage for stage in content["stages"] if "@" in stage and stage.split("@")[1] not in known]

@@ -1,8 +1,8 @@
-"""One training: data/ -> runs/…/generator, runs/…/discriminator, results/…/curves, results/…/run.json.
+"""Trains a run with a seed: data/ -> runs/…/generator, runs/…/discriminator, results/…/curves, results/…/run.json.
 
 python -m stages train RUN SEED          (as many processes as Accelerate is configured for; `model` needs no seed)
 
-An interrupted training resumes from its latest checkpoint; `GAT_CHECKPOINTS` is the folder where those are kept.
+After an interruption it resumes from its latest checkpoint, in the folder `GAT_CHECKPOINTS` (default: checkpoints).
 """
 
 import shutil
@@ -45,7 +45,7 @@ def main(params: Params) -> None:
 
 
 def train(params: Params, recipe: Recipe, training: Training, results: Results, accelerator: Accelerator) -> None:
-    """Train a run with a seed, and save its networks, curves and description."""
+    """Train a run with a seed, and save its networks, curves and settings."""
     latents, batch_size = Latents(LATENTS), recipe.train.batch_size
     params.check_latent_size(latents.size)
     teacher = None
@@ -77,14 +77,14 @@ def train(params: Params, recipe: Recipe, training: Training, results: Results, 
         gap = final_gap(history, recipe.train.steps)
         results.write_run(training._asdict() | describe(recipe, latents.size) | {"gap": gap})
         end_log()
-        if stop():  # since the last step; what follows in the graph is not to begin
+        if stop():  # a signal after the last step; the next stages must not start
             raise KeyboardInterrupt
         if not awaited():
             shutil.rmtree(checkpoints)
 
 
 def make_evaluate(params: Params, recipe: Recipe, seed: int, accelerator: Accelerator) -> Callable[[Generator], float]:
-    """FID of a generator in training, as the curves have it."""
+    """A function that computes the FID of a generator during training."""
     vae, extractor = load_vae(VAE, accelerator.device), Extractor(EXTRACTOR, accelerator.device)
     reference, compute = Reference.load(REFERENCE), params.compute
 
@@ -96,12 +96,12 @@ def make_evaluate(params: Params, recipe: Recipe, seed: int, accelerator: Accele
 
 
 def stop_signals() -> Callable[[], bool]:
-    """From now on SIGTERM and Ctrl-C are only noted, once, so that training saves before it ends: was there one?"""
+    """Catch SIGTERM and Ctrl-C, so that training can save first; returns a function: whether there was one."""
     received: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
         received.append(number)
-        signal.signal(number, signal.default_int_handler)  # a second one ends it at once
+        signal.signal(number, signal.default_int_handler)  # a second one ends training immediately
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, note)
@@ -109,7 +109,7 @@ def stop_signals() -> Callable[[], bool]:
 
 
 def use_pretrained(recipe: Recipe, training: Training, results: Results) -> None:
-    """Take the generator of a pipeline folder for the result of a training; it comes without a discriminator."""
+    """Use the generator of a pipeline folder as the result; there is no discriminator and there are no curves."""
     generator = Generator.from_pretrained(recipe.run.pretrained, subfolder="generator")
     with atomic_write(RUNS / training.folder / "generator") as folder:
         generator.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The autoencoder: pretrained, or trained on data/images -> data/vae.
+"""Autoencoder, pretrained or trained on the images: data/images -> data/vae.
 
 python -m stages vae
 """
@@ -22,5 +22,5 @@ def main(params: Params) -> None:
         else:
             AutoencoderKL.from_pretrained(settings.pretrained).save_pretrained(folder)
         vae = load_vae(folder, device)
-        params.check_latent_size(images.size / downsampling_factor(vae))  # now, not after hours of encoding
-    print(f"reconstructions have a PSNR of {psnr(vae, images, params.compute.vae_batch):.1f} dB")
+        params.check_latent_size(images.size / downsampling_factor(vae))  # before hours of encoding
+    print(f"PSNR of reconstructions: {psnr(vae, images, params.compute.vae_batch):.1f} dB")
