@@ -75,7 +75,7 @@ def _file(module: str) -> Path:
 
 
 def _plain(node: Any, imports: list[str]) -> Any:
-    """A syntax tree as nested lists, without docstrings and the text of raised errors; appends to the names of `imports`.
+    """A syntax tree as nested lists without docstrings and the text of raised errors; adds imported names to `imports`.
 
     Empty fields are left out, since newer versions of Python have more of them.
     """
