@@ -89,25 +89,25 @@ def image(finished: Project, run: str, label: int, seed: int, **options: float) 
     return np.asarray(pipeline(label, generator=torch.Generator().manual_seed(seed), **options).images[0])
 
 
-def hover(page: Page, plot: str, trace: str, point: int = 0) -> str:
-    """The text that appears over a point of the first trace of some name."""
+def hover(page: Page, plot: str, trace: str, wanted: str) -> str:
+    """The text that appears over the first point of the first trace of some name, once `wanted` is part of it."""
     page.locator(plot).scroll_into_view_if_needed()
     x, y = page.evaluate(
-        """([plot, name, point]) => {
+        """([plot, name]) => {
             const element = document.querySelector(plot);
             const trace = element.data.find((trace) => trace.name === name);
             const {xaxis, yaxis} = element._fullLayout;
             const box = element.getBoundingClientRect();
             const left = box.left + xaxis._offset, top = box.top + yaxis._offset;
-            return [left + xaxis.d2p(trace.x[point]), top + yaxis.d2p(trace.y[point])];
+            return [left + xaxis.d2p(trace.x[0]), top + yaxis.d2p(trace.y[0])];
         }""",
-        [plot, trace, point],
+        [plot, trace],
     )
     page.mouse.move(x + 30, y + 30)
     page.mouse.move(x, y, steps=4)
-    label = page.locator(f"{plot} .hoverlayer .hovertext")
-    label.first.wait_for()
-    return " ".join(label.all_text_contents())
+    label = page.locator(f"{plot} .hoverlayer .hovertext", has_text=wanted)
+    label.wait_for()
+    return label.text_content()
 
 
 def test_nothing_goes_wrong_and_nothing_is_fetched(opened):
@@ -118,12 +118,12 @@ def test_nothing_goes_wrong_and_nothing_is_fetched(opened):
 def test_hover_has_the_tables_numbers(opened, finished):
     table = pd.read_csv(finished.folder / "reports/scaling.csv")
     own = table[(table.run == "S-2") & (table.seed == 0)].iloc[0]
-    shown = hover(opened.page, "#scaling-plot", "S-2")
-    assert "S-2, seed 0" in shown
+    shown = hover(opened.page, "#scaling-plot", "S-2", "S-2, seed 0")
     assert f"FID {float(f'{own.fid:.4g}'):g}" in shown
     assert f"{float(f'{2 * own.gmacs:.4g}'):g}" in shown
     opened.page.locator("#cost label", has_text="training").click()
-    assert f"{float(f'{own.training_gmacs:.4g}'):g} training GMACs" in hover(opened.page, "#scaling-plot", "S-2")
+    shown = hover(opened.page, "#scaling-plot", "S-2", "training GMACs")
+    assert f"{float(f'{own.training_gmacs:.4g}'):g} training GMACs" in shown
     opened.page.locator("#cost label", has_text="generator").click()
     curves = Results(finished.folder / "results/B-2/seed-0").curves()
     opened.page.locator("#metric").select_option(label="generator loss")
