@@ -81,16 +81,8 @@ class Ablation(NamedTuple):
     def content(self) -> dict[str, Any]:
         """As JSON."""
         compared = f"{self.baseline}: {mean_text(self.baseline_fids)}" if self.baseline else "none"
-        return {
-            "name": self.name,
-            "change": ", ".join(self.changes),
-            "fid": mean_text(self.fids),
-            "fids": self.fids,
-            "baseline": self.baseline,
-            "compared": compared,
-            "baseline_fids": self.baseline_fids,
-            "verdict": self.verdict,
-        }
+        numbers = {key: getattr(self, key) for key in ("name", "fids", "baseline", "baseline_fids", "verdict")}
+        return numbers | {"change": ", ".join(self.changes), "fid": mean_text(self.fids), "compared": compared}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
