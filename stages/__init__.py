@@ -16,7 +16,7 @@ from gat.study.results import Results
 
 SOURCE = Path("data/source.json")
 CODE = Path("data/code")  # a file for each stage
-TRAININGS = Path("data/trainings.json")  # those that params.yaml names
+TRAININGS = Path("data/trainings.json")  # which trainings params.yaml names
 IMAGES = Path("data/images")
 EXTRACTOR = Path("data/extractor")
 REFERENCE = Path("data/reference.npz")
@@ -27,21 +27,21 @@ RUNS = Path("runs")  # RUN/seed-N and model, each with generator, discriminator 
 RESULTS = Path("results")  # RUN/seed-N and model, see gat.study.results
 ABLATIONS = Path("ablations/results")  # the same of the ablations
 ANALYSES = Path("analyses")  # RUN/seed-N.json
-SUMMARY = Path("ablations/summary.json")  # of the ablations and analyses; committed, and no out of DVC's
+SUMMARY = Path("ablations/summary.json")  # of ablations and analyses; in git, not a DVC output
 SHOWCASE = Path("showcase")  # RUN, of its first seed: pictures and a video
 REPORTS = Path("reports")
-EXPORTS = Path("exports")  # RUN/seed-N, to give away
-CHECKPOINTS = Path(os.environ.get("GAT_CHECKPOINTS", "checkpoints"))  # of unfinished stages; not an out of DVC's
+EXPORTS = Path("exports")  # RUN/seed-N, with a model card
+CHECKPOINTS = Path(os.environ.get("GAT_CHECKPOINTS", "checkpoints"))  # of unfinished stages; not a DVC output
 
 
 def staging_dir(stage: str, *key: Any) -> Path:
-    """Folder for the unfinished out of a stage, of the inputs that `key` identifies; after a kill it is resumed."""
+    """Folder for the unfinished output of a stage with the inputs that `key` identifies, from which a rerun resumes."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=10)
     return CHECKPOINTS / f"{stage}-{digest.hexdigest()}"
 
 
 def ablations_key(params: Params) -> str:
-    """Identifies all params that decide the results of ablations and analyses, and of the runs that they are about."""
+    """Hash of all params that decide the results of ablations, analyses and the runs they are compared with."""
     names = [name for ablation in params.ablations for name in (ablation, params.baseline(ablation)) if name]
     names += [name for name in params.analyze.runs if name in params.trained_runs]
     recipes = [[section.model_dump() for section in params.recipe(name)] for name in names]
@@ -51,17 +51,17 @@ def ablations_key(params: Params) -> str:
 
 
 def results_of(params: Params, training: Training) -> Results:
-    """The results of a training, where its graph has them."""
+    """The results of a training of either graph."""
     return Results((ABLATIONS if training.run in params.ablations else RESULTS) / training.folder)
 
 
 def address(params: Params, training: Training, stage: str) -> str:
-    """What `dvc repro` calls one of a training's stages."""
+    """The name that `dvc repro` has for one of a training's stages."""
     return ("ablations/dvc.yaml:" if training.run in params.ablations else "") + training.stage(stage)
 
 
 def parse_training(params: Params, *arguments: str) -> Training:
-    """The training that the command line, or its arguments, name: a run of the study and a seed, or `model`.
+    """The training that the command line or `arguments` name: a run of the study and a seed, or `model`.
 
     Raises:
         ParamsError: there is no such run, or no seed.
@@ -74,7 +74,7 @@ def parse_training(params: Params, *arguments: str) -> Training:
 
 
 def commit() -> str:
-    """The checked-out commit, and whether files differ from it."""
+    """The checked-out commit, and whether there are uncommitted changes."""
     try:
         name, changes = (
             subprocess.run(["git", *command], check=True, capture_output=True, text=True).stdout.strip()
