@@ -178,6 +178,7 @@ def test_sample_depends_on_the_seed_and_its_number_alone(generator, vae):
     assert torch.equal(z[1500:2500], part)
     assert torch.equal(labels[1500:2500], part_labels)
     assert not torch.equal(sample_inputs(1, 0, 10, cycle)[0], z[:10])
+    assert len(z.unique(dim=0)) == 3000
     sampler = Sampler(generator, vae, 0)
     whole = sampler(0, 24)
     pieces = np.concatenate([sampler(start, start + 8) for start in (0, 8, 16)])

@@ -36,15 +36,17 @@ def perturbations(count: int, loss: Loss) -> tuple[Perturbation, Perturbation]:
 
 
 @pytest.fixture
-def batch():
+def batch(float64):
     torch.manual_seed(0)
     return torch.randn(3, 4, 8, 8), torch.randn(4, 3, 4, 8, 8), torch.tensor([0, 1, 2])
 
 
 @pytest.fixture
-def discriminator():
+def discriminator(float64):
     torch.manual_seed(1)
-    return Discriminator(width=16, depth=4, heads=2, patch=2, latent_size=8, classes=5, cmap_dim=16)
+    discriminator = Discriminator(width=16, depth=4, heads=2, patch=2, latent_size=8, classes=5, cmap_dim=16)
+    torch.nn.init.normal_(discriminator.y_embedder.embedding_table.weight)  # for logits, and slopes, that matter
+    return discriminator
 
 
 def test_losses_are_softplus_of_the_relativistic_gap(batch):
@@ -80,7 +82,8 @@ def test_one_batched_call_equals_the_paper_written_out(batch, discriminator):
     )
     r1 = ((d_real - d_moved_real) / 0.01).square().mean()
     r2 = ((d_fake - d_moved_fake) / 0.01).square().mean()
-    torch.testing.assert_close(total, F.softplus(d_fake - d_real).mean() + 0.05 * (r1 + r2), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(total, F.softplus(d_fake - d_real).mean() + 0.05 * (r1 + r2))
+    assert min(r1, r2) > 0.1
 
 
 def test_generators_gradient_flows_through_the_fakes_alone(batch, discriminator):
