@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from operator import attrgetter
 from os.path import expanduser
 from pathlib import Path
@@ -332,57 +331,46 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for key, names in (("runs", self.runs), ("ablations", self.ablations), ("analyze.runs", self.analyze.runs)):
-            for name in names:
+        names: dict[str, list[Any]] = {
+            "runs": self.runs,
+            "ablations": self.ablations,
+            "analyze.runs": self.analyze.runs,
+        }
+        for key, values in {**names, "seeds": self.seeds}.items():
+            _require(len({*values}) == len(values), key, values, "each once")
+        for key, runs in names.items():
+            for name in runs:
                 _require(name in self.study, key, name, "entries of study: " + ", ".join(self.study))
         for name in self.ablations:
             _require(name not in self.runs, "ablations", name, "entries of study that are not in runs")
-        _require(MODEL not in self.study, "study", MODEL, "other names, since model is the model under test")
         for name in self.study:
+            _require(name != MODEL, "study", name, "other names, since model is the model under test")
             allowed = "letters, digits, - and _, starting with a letter or digit"
             _require(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) is not None, "study", name, allowed)
-        for key, values in (
-            ("runs", self.runs),
-            ("ablations", self.ablations),
-            ("seeds", self.seeds),
-            ("analyze.runs", self.analyze.runs),
-        ):
-            _require(len({*values}) == len(values), key, values, "each once")
-        _require_file("data.source", self.data.source)
-        _require_file("vae.pretrained", self.vae.pretrained)
-        _require_file("metrics.reference", self.metrics.reference)
-        if self.metrics.extractor == "inception":
-            for key, samples in self._sample_counts():
-                _require(samples > INCEPTION_FEATURES, key, samples, f"more than {INCEPTION_FEATURES}, one per feature")
-        trained_here = self.metrics.extractor == "classifier"
-        _require(not trained_here or self.metrics.classifier is not None, "metrics.classifier", None, "a recipe")
+        for key in ("data.source", "vae.pretrained", "metrics.reference"):
+            _require_file(key, attrgetter(key)(self))
+        if self.metrics.extractor == "classifier":
+            _require(self.metrics.classifier is not None, "metrics.classifier", None, "a recipe")
+        self._check_samples("evaluate.samples", self.evaluate.samples)
         for name in (MODEL, *self.trained_runs):
             self._check_run(name)
         if self.vae.pretrained is None:
-            _require(self.vae.recipe is not None, "vae.recipe", None, "a recipe, since vae.pretrained is null")
-        if self.vae.pretrained is None and self.vae.recipe is not None:
-            channels = self.vae.recipe.channels
-            groups = norm_groups(channels)
-            fitting = all(count % groups == 0 for count in channels)
-            _require(fitting, "vae.recipe.channels", channels, f"multiples of {groups}, the normalization groups")
-            size, factor = self.data.resolution, self.vae.recipe.downsampling_factor
-            _require(
-                size % factor == 0,
-                "data.resolution",
-                size,
-                f"multiples of {factor}, the VAE's downsampling factor",
-            )
-            self.check_latent_size(size // factor)
+            self._check_vae(self.vae.recipe)
         return self
 
-    def _sample_counts(self) -> Iterator[tuple[str, int]]:
-        """Keys and values of the numbers of samples that FIDs are computed from."""
-        yield "evaluate.samples", self.evaluate.samples
-        for name in (MODEL, *self.trained_runs):
-            run, _, train, _ = self.recipe(name)
-            own = f"{self.key(name)}." if "eval_samples" in run.train else ""
-            if run.pretrained is None:
-                yield f"{own}train.eval_samples", train.eval_samples
+    def _check_samples(self, key: str, count: int) -> None:
+        """Check a number of samples from which a FID is computed."""
+        enough = self.metrics.extractor != "inception" or count > INCEPTION_FEATURES
+        _require(enough, key, count, f"more than {INCEPTION_FEATURES}, one per feature")
+
+    def _check_vae(self, recipe: VaeRecipe | None) -> None:
+        if recipe is None:
+            raise ParamsError("vae.recipe: None is not allowed; allowed: a recipe, since vae.pretrained is null")
+        groups, size, factor = norm_groups(recipe.channels), self.data.resolution, recipe.downsampling_factor
+        fits = all(count % groups == 0 for count in recipe.channels)
+        _require(fits, "vae.recipe.channels", recipe.channels, f"multiples of {groups}, the normalization groups")
+        _require(size % factor == 0, "data.resolution", size, f"multiples of {factor}, the VAE's downsampling factor")
+        self.check_latent_size(size // factor)
 
     def check_latent_size(self, latent_size: float) -> None:
         """Check that the side of latents is a multiple of every patch; with a pretrained VAE it is known only later.
@@ -392,19 +380,23 @@ class Params(_Section):
         """
         _require(latent_size % 1 == 0, "data.resolution", self.data.resolution, "multiples of the VAE's factor")
         for name in (MODEL, *self.trained_runs):
-            run, key = self.recipe(name).run, self.key(name)
-            for where, network in ((key, run), (f"{key}.discriminator", run.discriminator_network)):
+            for key, network in self._networks(name):
                 allowed = f"divisors of {latent_size:.0f}, the side of the latents"
-                fits = run.pretrained is not None or latent_size % network.patch == 0
-                _require(fits, f"{where}.patch", network.patch, allowed)
+                _require(latent_size % network.patch == 0, f"{key}.patch", network.patch, allowed)
+
+    def _networks(self, name: str) -> list[tuple[str, Network]]:
+        """Keys and sizes of the networks of a run that is trained."""
+        run, key = self.run(name), self.key(name)
+        own = [(key, run), (f"{key}.discriminator", run.discriminator_network)]
+        return own if run.pretrained is None else []
 
     def _check_run(self, name: str) -> None:
-        key = self.key(name)
-        run, loss, _, repa = self.recipe(name)
+        key, (run, loss, train, repa) = self.key(name), self.recipe(name)
         if run.pretrained is not None:
             return
-        _require_file(f"{key}.repa.teacher" if "teacher" in run.repa else "repa.teacher", repa.teacher)
-        for where, network in ((key, run), (f"{key}.discriminator", run.discriminator_network)):
+        self._check_samples(f"{key}." * ("eval_samples" in run.train) + "train.eval_samples", train.eval_samples)
+        _require_file(f"{key}." * ("teacher" in run.repa) + "repa.teacher", repa.teacher)
+        for where, network in self._networks(name):
             width, heads = network.width, network.head_count
             _require(width % heads == 0, f"{where}.width", width, f"multiples of {where}.heads ({heads})")
             if network.heads == "auto":
