@@ -20,7 +20,7 @@ from gat.gan.networks import Z_DIM, Discriminator, Generator
 from gat.gan.repa import Teacher
 from gat.runtime import make_accelerator
 from gat.seeds import Purpose, generator_of
-from gat.study.analysis import discriminator_knowledge, layer_use, step_sizes_by_rule
+from gat.study.network_analysis import discriminator_knowledge, layer_use, step_sizes_by_rule
 from stages import ANALYSES, EXTRACTOR, IMAGES, LATENTS, RUNS, VAE, parse_training
 
 

@@ -16,8 +16,8 @@ from gat.config import Params, Training
 from gat.files import atomic_write
 from gat.report.ablations import same_baselines
 from gat.report.figures import draw_samples, draw_scaling, save
-from gat.report.laws import fit_scaling
 from gat.report.page import about_content, render_page, showcase_content, study_content
+from gat.report.scaling_laws import fit_scaling
 from gat.report.tables import measurement_note, scaling_page
 from gat.report.trainings import smallest_and_largest, training_table
 from stages import (

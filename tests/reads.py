@@ -14,7 +14,10 @@ from gat.config import Params, load_params
 
 Section = config._Section
 # Of sections that a run's overrides have made anew.
-OVERRIDDEN = {"Loss": "loss", "Levels": "loss.levels", "Augment": "loss.augment", "Optimization": "train", "Repa": "repa"}
+OVERRIDDEN = {"Loss": "loss", "Levels": "loss.levels", "Augment": "loss.augment"} | {
+    "Optimization": "train",
+    "Repa": "repa",
+}
 
 
 def sections(section: Any, key: str = "") -> Iterator[tuple[int, str]]:

@@ -9,7 +9,7 @@ from gat.config import Loss, Optimization
 from gat.data.latents import TrainingBatches
 from gat.gan.networks import Discriminator, Generator
 from gat.gan.training import Trainer
-from gat.study.analysis import (
+from gat.study.network_analysis import (
     accuracy,
     cknna,
     discriminator_outputs,

@@ -17,8 +17,8 @@ from gat.config import MODEL, Training
 from gat.report.columns import COLUMNS, CURVES, mean_text
 from gat.report.comparisons import compare, compare_sizes
 from gat.report.figures import draw_samples, draw_scaling
-from gat.report.laws import Points, fit_power_law, fit_scaling, forecast_last
 from gat.report.page import render_page, study_content
+from gat.report.scaling_laws import Points, fit_power_law, fit_scaling, forecast_last
 from gat.report.tables import runs_table, scaling_page
 from gat.report.trainings import smallest_and_largest, study_of, training_table
 from gat.study import cost

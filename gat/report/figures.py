@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from gat.config import MODEL, Training
 from gat.files import atomic_write
-from gat.report.laws import Scaling
+from gat.report.scaling_laws import Scaling
 from gat.report.trainings import main_patch, study_of
 
 Curves = Mapping[Training, Mapping[str, np.ndarray]]  # of each training and metric, rows (N, 2) of a step and a value

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from gat.config import MODEL, Params, Training
 from gat.report.columns import COLUMNS, CURVES, Column, mean_text
 from gat.report.figures import Curves, run_colors, size_colors
-from gat.report.laws import Scaling
+from gat.report.scaling_laws import Scaling
 from gat.report.settings import as_yaml, plain_name, recipe_yaml
 from gat.report.tables import law_text
 from gat.report.trainings import smallest_and_largest, study_of

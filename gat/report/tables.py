@@ -7,7 +7,7 @@ import pandas as pd
 
 from gat.report.columns import GAP, METRICS, RUN, SIZE, Column, mean_text
 from gat.report.comparisons import compare_sizes
-from gat.report.laws import Scaling
+from gat.report.scaling_laws import Scaling
 from gat.report.trainings import study_of
 
 MEANS = "Values are means over seeds ± standard deviations."
