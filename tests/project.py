@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import psutil
@@ -75,7 +76,7 @@ class Project:
         """The stages of a graph that DVC finds changed, but for those that always run; of changed code after `code`."""
         if code:
             self.type("python", "-m", "stages", "code")
-        with Repo(str(self.folder)) as repo:
+        with chdir(self.folder), Repo() as repo:  # DVC names stages relative to where it is
             changed = repo.status(targets=[graph])
         return sorted(changed.keys() - {"source", "code", "ablations/dvc.yaml:summary"})
 
