@@ -145,7 +145,11 @@ def thorough(*values: str) -> object:
     return pytest.param(*values, marks=pytest.mark.thorough)
 
 
-FULL = [("images", "checkpoints"), ("train B-2 0", "checkpoints"), ("train B-2 0", "results/B-2/seed-0")]
+FULL = [
+    ("train B-2 0", "checkpoints"),
+    thorough("images", "checkpoints"),
+    thorough("train B-2 0", "results/B-2/seed-0"),
+]
 FULL += [
     thorough(stage, "data") for stage in ("source", "images", "extractor", "reference", "vae", "latents", "floors")
 ]
