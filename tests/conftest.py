@@ -35,6 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=2, help="how often each stage is killed at a random moment")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First a file that makes the finished project, last the others that copy it: no process waits for it."""
+    copying = sorted({item.path for item in items if "finished" in item.fixturenames})
+    items.sort(key=lambda item: (item.path in copying) - 2 * (item.path in copying[:1]))
+
+
 @pytest.fixture(scope="session")
 def accelerator() -> Accelerator:
     torch.set_num_threads(1)
