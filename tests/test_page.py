@@ -227,8 +227,7 @@ def test_ablations_analyses_commands_and_settings_are_there(opened, finished):
     assert any(commit in opened.page.locator("#made").inner_text() for commit in commits)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
 def test_axe_finds_nothing_serious_and_nothing_overflows(width, scheme, browser, finished):
     opened = Opened(browser, finished, viewport={"width": width, "height": 800}, color_scheme=scheme).see_all()
     page = opened.page

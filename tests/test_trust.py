@@ -146,7 +146,7 @@ def thorough(*values: str) -> object:
 
 
 FULL = [
-    ("train B-2 0", "checkpoints"),
+    thorough("train B-2 0", "checkpoints"),
     thorough("images", "checkpoints"),
     thorough("train B-2 0", "results/B-2/seed-0"),
 ]
