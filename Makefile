@@ -14,7 +14,7 @@ ablations: $(READY)
 test: $(READY) lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# And kills by the dozen, full disks stage by stage, fuzzing, clones and every launcher: about an hour on two cores.
+# And kills by the dozen, full disks stage by stage, fuzzing, clones and every launcher.
 test-thorough: $(READY) lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m '' --kills 5 --numprocesses logical --maxprocesses 4 --dist loadfile
 
