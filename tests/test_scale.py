@@ -85,8 +85,8 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
         model={"patch": 8},
         loss={"cmap_dim": 64},
         train={"steps": 4, "batch_size": 8, "eval_every": 4, "eval_samples": 100},
-        evaluate={"samples": 100, "batch_size": 50, "save_samples": str(tmp_path / "samples")},
-        compute={"compile": False, "workers": 1, "vae_batch": 16},
+        evaluate={"samples": 100, "save_samples": str(tmp_path / "samples")},
+        compute={"compile": False, "workers": 1, "vae_batch": 16, "sample_batch": 50},
         runs=[],
     )
     done = project.type("dvc", "repro")
