@@ -112,7 +112,9 @@ def finished(tmp_path_factory) -> Project:
     with FileLock(folder.with_suffix(".lock")):
         if (folder / "output.txt").exists():
             return Project(folder)
-        project = Project.copy(folder, "smoke.yaml")
+        recorder = {"PYTHONPATH": f"{ROOT / 'tests/recorder'}:.", "READS": str(Project(folder).reads)}
+        project = Project.copy(folder, "smoke.yaml", **recorder)
+        project.reads.mkdir()
         output = project.type("python", "-m", "stages.repro", "--jobs", "2", "--ablations").stdout
         project.commit()
         (folder / "output.txt").write_text(output)

@@ -46,6 +46,11 @@ class Project:
             self.env.pop(name, None)
         self.env |= environment
 
+    @property
+    def reads(self) -> Path:
+        """Where tests/recorder writes which keys of params.yaml each stage reads."""
+        return self.folder.with_name("reads")
+
     @classmethod
     def copy(cls, folder: Path, profile: str, **environment: str) -> "Project":
         """The project's sources, without results, on a profile, committed."""

@@ -24,7 +24,7 @@ from gat.release.pipeline import GATPipeline
 
 MODEL = ["train-model", "evaluate-model", "package-model"]
 STAGES, RUNS = ("train", "evaluate", "package"), ("B-2", "B-4", "S-2")
-STUDY = [f"{run}-{seed}" for run in RUNS for seed in (0, 1)]
+STUDY, SHOWCASES = [f"{run}-0" for run in RUNS], [f"showcase@{run}" for run in RUNS]
 KEPT = ("ablations.md", "ablations.png", "samples.png", "scaling.csv", "scaling.md", "scaling.png")  # in git
 WEIGHTS = "generator/diffusion_pytorch_model.safetensors"
 
@@ -41,21 +41,20 @@ def stages_of(*names: str) -> list[str]:
 
 def test_repro_runs_every_stage_and_says_how_long_each_took(finished):
     output = (finished.folder / "output.txt").read_text()
-    assert [line for line in output.splitlines() if re.match(r"(model|images|B-4-1): \d+ s$", line)]
+    assert [line for line in output.splitlines() if re.match(r"(model|images|B-4-0): \d+ s$", line)]
     stages = ["source", "code", "tidy", "images", "extractor", "reference", "vae", "latents", "floors", "report"]
-    stages += stages_of("train", "evaluate", "package") + [f"showcase@{run}" for run in RUNS]
+    stages += stages_of("train", "evaluate", "package") + SHOWCASES
     locked = yaml.safe_load((finished.folder / "dvc.lock").read_text())["stages"]
     assert sorted(locked) == sorted(stages)
 
 
 def test_repro_makes_the_figure_and_the_tables_and_then_nothing(finished):
     table = pd.read_csv(finished.folder / "reports/scaling.csv")
-    trainings = [(run, seed) for run in RUNS for seed in (0, 1)]
-    assert sorted(zip(table.run, table.seed, strict=True)) == [*trainings, ("model", 0)]
+    assert sorted(zip(table.run, table.seed, strict=True)) == [(run, 0) for run in (*RUNS, "model")]
     columns = {"width", "depth", "patch", "params", "gmacs", "training_gmacs", "gap"}
     assert columns | {"fid", "kid", "precision", "recall", "spread", "recognized"} <= {*table.columns}
     assert (table.fid > 0).all()
-    assert table.groupby("run").fid.nunique().to_dict() == {"B-2": 2, "B-4": 2, "S-2": 2, "model": 1}
+    assert table.fid.nunique() == 4
     assert (finished.folder / "reports/scaling.png").stat().st_size > 20_000
     assert "| B-4" in (finished.folder / "reports/scaling.md").read_text()
     kept = finished.type("git", "ls-files", "reports").stdout.split()
@@ -68,11 +67,10 @@ CHANGED = [
     ("report.highlight", "#00ff00", ["report"]),
     ("train.learning_rate", 1e-3, [*stages_of("train"), "report"]),
     ("model.width", 20, [*MODEL, "report"]),
-    ("study.S-2.width", 4, [f"{stage}@S-2-{i}" for stage in STAGES for i in (0, 1)] + ["report"]),
+    ("study.S-2.width", 4, [*(f"{stage}@S-2-0" for stage in STAGES), "report"]),
     ("metrics.labels", "uniform", ["reference", "report"]),
     ("evaluate.samples", 300, ["floors", *stages_of("evaluate"), "report"]),
-    ("seeds", [0, 1, 5], ["tidy", *(f"{stage}@{run}-5" for stage in STAGES for run in RUNS), "report"]),
-    ("seeds", [1], ["tidy", *(f"showcase@{run}" for run in RUNS), "report"]),
+    ("seeds", [5, 0], ["tidy", *(f"{stage}@{run}-5" for stage in STAGES for run in RUNS), *SHOWCASES, "report"]),
     ("runs", ["S-2", "B-4"], ["tidy", "report"]),
     ("compute.micro_batch", 8, []),
 ]
@@ -104,7 +102,7 @@ def test_ablations_have_a_graph_of_their_own(project):
     assert project.would_run(graph="ablations/dvc.yaml") == []
     params = (project.folder / "params.yaml").read_text()
     project.set("study.S-2-resized.loss", {"gamma": 0.2})
-    changed = [f"ablations/dvc.yaml:{stage}@S-2-resized-{i}" for stage in ("evaluate", "train") for i in (0, 1)]
+    changed = [f"ablations/dvc.yaml:{stage}@S-2-resized-0" for stage in ("evaluate", "train")]
     assert project.would_run(graph="ablations/dvc.yaml") == changed
     assert project.would_run() == ["report"]  # it shows params.yaml
     (project.folder / "params.yaml").write_text(params)
@@ -165,7 +163,6 @@ def test_killed_training_resumes_to_the_same_bytes(project):
     project.type("dvc", "repro", "--single-item", "--force", "train@B-2-0")
     assert weights.read_bytes() == undisturbed
     assert not list(project.folder.glob("checkpoints/*/*"))
-    assert project.type("dvc", "repro").returncode == 0
 
 
 def stop_side_by_side(copy: Project, step: int, by: signal.Signals) -> None:

@@ -1,0 +1,75 @@
+"""Writes which keys of params.yaml each `python -m stages …` reads, in a file of the folder that READS names.
+
+Python imports it at the start of every process with this folder and the project's on its PYTHONPATH.
+"""
+
+import atexit
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Of sections that a run's overrides have made anew.
+OVERRIDDEN = {"Loss": "loss", "Levels": "loss.levels", "Augment": "loss.augment"}
+OVERRIDDEN |= {"Optimization": "train", "Repa": "repa"}
+
+
+def record() -> None:
+    """Have every key that is read from params.yaml from now on written when this process ends."""
+    from gat import config
+
+    base, load = config._Section, config.load_params
+    get, check = base.__getattribute__, config.Params.check_latent_size
+    keys: dict[int, str] = {}
+    read: set[str] = set()
+
+    def sections(section: Any, key: str = "") -> Iterator[tuple[int, str]]:
+        """Every section, with its key; but no default, which entries of the study share."""
+        if section is not config.Run.model_fields["discriminator"].default:
+            yield id(section), key
+        for name, value in vars(section).items():
+            own = f"{key}.{name}" if key else name
+            for last, part in value.items() if isinstance(value, dict) else [("", value)]:
+                if isinstance(part, base):
+                    yield from sections(part, f"{own}.{last}" if last else own)
+
+    def note(section: Any, name: str) -> None:
+        key = keys.get(id(section), OVERRIDDEN.get(type(section).__name__))
+        if keys and key is not None:
+            read.add(f"{key}.{name}".strip("."))
+
+    def getattribute(section: Any, name: str) -> Any:
+        value = get(section, name)
+        if name in ("model_dump", "__iter__"):
+            note(section, "")
+        elif name in type(section).model_fields and not isinstance(value, base) and name != "study":
+            note(section, name)
+        return value
+
+    def iterate(section: Any) -> Any:
+        note(section, "")
+        return iter(vars(section).items())
+
+    def load_and_record() -> Any:
+        params = load()
+        keys.update(sections(params))
+        return params
+
+    def check_unrecorded(params: Any, *size: Any) -> None:  # it may stop a stage, and decides no result
+        before = {*read}
+        check(params, *size)
+        read.intersection_update(before)
+
+    def write() -> None:
+        found = sorted(key for key in read if key and not key.startswith("compute"))
+        Path(os.environ["READS"], " ".join(sys.orig_argv[3:])).write_text(json.dumps(found))
+
+    base.__getattribute__, base.__iter__ = getattribute, iterate
+    config.load_params, config.Params.check_latent_size = load_and_record, check_unrecorded
+    atexit.register(write)
+
+
+if sys.orig_argv[1:3] == ["-m", "stages"]:
+    record()
