@@ -75,7 +75,7 @@ def train(params: Params, recipe: Recipe, training: Training, results: Results, 
             with atomic_write(RUNS / training.folder / name) as folder:
                 network.save_pretrained(folder)
         gap = final_gap(history, recipe.train.steps)
-        results.write_run(training._asdict() | describe(recipe, latents.size) | {"gap": gap})
+        results.write_run(training._asdict() | describe(recipe, trainer) | {"gap": gap})
         end_log()
         if stop():  # a signal after the last step; the next stages must not start
             raise KeyboardInterrupt

@@ -23,7 +23,7 @@ def test_paper_wide_model_trains_on_a_cpu(accelerator, latents):
     wide = recipe("{model: {width: 1152}, train: {steps: 1, batch_size: 4}}")
     trainer = make_trainer(wide, 0, latents, accelerator)
     assert trainer.generator.config["heads"] == 18
-    assert describe(wide, latents.size)["width"] == 1152
+    assert describe(wide, trainer)["width"] == 1152
     (row,) = train(trainer, latents)
     assert row["loss_d"] == pytest.approx(0.7, abs=0.5)
 

@@ -47,8 +47,9 @@ SIZE = (  # the same for all seeds of a run
     Column("depth", "depth", ".0f", None, "transformer blocks"),
     Column("patch", "patch", ".0f", None, "side of a token in latent pixels"),
     Column("params", "parameters", ",.0f", None, "weights of the generator, without the VAE"),
+    Column("discriminator_params", "D parameters", ",.0f", None, "weights of the discriminator"),
     Column("gmacs", "GMACs", ".3g", None, "10⁹ multiply-adds of the generator per image, without the VAE"),
-    Column("training_gmacs", "training GMACs", ".4g", None, "10⁹ multiply-adds of the whole training"),
+    Column("training_gmacs", "training GMACs", ".4g", None, "10⁹ multiply-adds of all steps, without a teacher"),
 )
 METRICS = (
     Column("fid", "FID", ".2f", "lower", "Fréchet distance between features of samples and of real images", True),

@@ -1,72 +1,118 @@
-"""Cost of networks: parameters and multiply-adds, which papers call "GFLOPs" (DiT-XL/2: 118.6)."""
+"""Cost of networks and trainings, counted on meta tensors: nothing is computed or allocated.
+
+GMACs are 10⁹ multiply-adds of matrix products and convolutions; a GFLOP is half a GMAC. Papers on generators write
+GMACs as "GFLOPs" (DiT-XL/2: 118.6).
+"""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gat.config import Levels, Loss
+from gat.gan.augment import AugmentParams
+from gat.gan.losses import Features, Perturbation, discriminator_loss, generator_loss
 from gat.gan.networks import Z_DIM, Discriminator, Generator
+from gat.gan.repa import IMAGE_SIZE
 
 
 class NetworkCost(NamedTuple):
     """Cost of a network on one sample."""
 
     params: int
-    gmacs: float  # 1e9 multiply-adds of one forward pass
+    gmacs: float  # of one forward pass
 
 
-def _count(network: nn.Module, *inputs: torch.Tensor, **options: Any) -> NetworkCost:
-    with FlopCounterMode(display=False) as counter:
-        network(*inputs, **options)
-    params = sum(parameter.numel() for parameter in network.parameters())
-    return NetworkCost(params, counter.get_total_flops() / 2 / 1e9)
+@contextmanager
+def _counter() -> Iterator[FlopCounterMode]:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
-def _arguments(network: type[nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor arguments in a saved config, which has other keys too."""
-    return {key: config[key] for key in inspect.signature(network).parameters if key in config}
+def _gmacs(counter: FlopCounterMode) -> float:
+    return counter.get_total_flops() / 2 / 1e9
+
+
+def _params(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _make(network: type[nn.Module], config: Mapping[str, Any]) -> Any:
+    """A network on the meta device. A saved config has other keys besides the constructor's arguments."""
+    with torch.device("meta"):
+        return network(**{key: config[key] for key in inspect.signature(network).parameters if key in config})
 
 
 def generator_cost(config: Mapping[str, Any]) -> NetworkCost:
-    """Cost of a `Generator` with this config, counted without computing or allocating anything."""
-    with torch.device("meta"):
-        network = Generator(**_arguments(Generator, config))
-        return _count(network, torch.empty(1, Z_DIM), torch.zeros(1, dtype=torch.long))
+    """Cost of a `Generator` with this config."""
+    network = _make(Generator, config)
+    with _counter() as counter:
+        network(torch.empty(1, Z_DIM), torch.zeros(1, dtype=torch.long))
+    return NetworkCost(_params(network), _gmacs(counter))
 
 
 def discriminator_cost(config: Mapping[str, Any]) -> NetworkCost:
-    """Cost of a `Discriminator` with this config, including its REPA head, counted like `generator_cost`."""
-    with torch.device("meta"):
-        network = Discriminator(**_arguments(Discriminator, config))
-        c = network.config
+    """Cost of a `Discriminator` with this config, including its REPA head."""
+    network = _make(Discriminator, config)
+    c = network.config
+    with _counter() as counter:
         levels = torch.empty(c["levels"], 1, c["channels"], c["latent_size"], c["latent_size"])
-        return _count(network, levels, torch.zeros(1, dtype=torch.long), return_features=c["repa_dim"] is not None)
+        network(levels, torch.zeros(1, dtype=torch.long), return_features=c["repa_dim"] is not None)
+    return NetworkCost(_params(network), _gmacs(counter))
 
 
-def training_gmacs(
-    generator: Mapping[str, Any], discriminator: Mapping[str, Any], batch_size: int, steps: int, penalty: bool
+def step_gmacs(
+    generator: Mapping[str, Any], discriminator: Mapping[str, Any], samples: int, penalty: bool, shared: bool = True
 ) -> float:
-    """Multiply-adds (1e9) of a training without its teacher, counting a full backward pass as two forward passes.
+    """GMACs of both losses' forward and backward passes, as `gat.gan.training.Trainer.step` runs them, without a teacher.
 
-    A step runs the generator forward and backward, and the discriminator forward and backward on reals, fakes, and, for
-    the penalties, a perturbed copy of each. For the generator's loss the discriminator then runs forward on reals, and
-    forward and backward to its input on fakes. The REPA head runs only on reals in the discriminator's loss.
+    These are the operations of the model: an attention kernel or activation checkpointing may repeat some of them in
+    the backward pass.
 
     Args:
         generator: config of the network.
-        discriminator: config of the network.
-        batch_size: total over all processes.
-        steps: number of steps.
+        discriminator: config of the network; with a `repa_dim`, its REPA head is trained.
+        samples: per forward pass. The discriminator maps each class to its embedding once per pass, or each label if
+            there are fewer.
         penalty: whether γ is above 0.
+        shared: whether both losses use one forward pass of the generator, as without micro-batches.
     """
-    body = discriminator_cost({**discriminator, "repa_dim": None}).gmacs
-    head = discriminator_cost(discriminator).gmacs - body
-    discriminator_passes = 3 * (4 if penalty else 2) + 1 + 2
-    work_per_sample = 3 * generator_cost(generator).gmacs + discriminator_passes * body + 3 * head
-    return steps * batch_size * work_per_sample
+    g, d = _make(Generator, generator), _make(Discriminator, discriminator)
+    c = d.config
+    levels = Levels(schedule="exponential", count=c["levels"]) if c["levels"] > 1 else Levels(schedule="none")
+    loss = Loss(levels=levels, gamma=float(penalty))
+    with _counter() as counter:
+        z, labels = torch.empty(samples, Z_DIM), torch.zeros(samples, dtype=torch.long)
+        noise = torch.empty(c["levels"], samples, c["channels"], c["latent_size"], c["latent_size"])
+        colors, places = (torch.zeros(samples),) * 3, (torch.zeros(samples, 2, dtype=torch.long),) * 2
+        perturb = (Perturbation(AugmentParams(*colors, *places, torch.zeros(samples, dtype=torch.bool)), noise),) * 2
+        real, features = noise[-1], None
+        if c["repa_dim"] is not None:
+            tokens = (c["latent_size"] // c["patch"]) ** 2
+            features = Features(torch.empty(samples, c["repa_dim"]), torch.empty(samples, tokens, c["repa_dim"]))
+        fake = g(z, labels, return_levels=True)
+        forward = _gmacs(counter)
+        total, _ = discriminator_loss(d, real, fake.detach(), labels, perturb, (real, noise), loss, features)
+        total.backward()
+        d.requires_grad_(False)
+        with torch.no_grad():
+            embeddings = d.y_embedder(labels)
+        generator_loss(d, real, fake, embeddings, perturb, loss).backward()
+        return _gmacs(counter) + (0 if shared else forward)
+
+
+def teacher_cost(name: str) -> NetworkCost:
+    """Cost of REPA's teacher on one image, from its configuration alone; `name` as in `gat.gan.repa.Teacher`."""
+    from transformers import AutoConfig, AutoModel
+
+    with _counter() as counter:
+        network = AutoModel.from_config(AutoConfig.from_pretrained(name))
+        network(pixel_values=torch.empty(1, 3, IMAGE_SIZE, IMAGE_SIZE))
+    return NetworkCost(_params(network), _gmacs(counter))
 
 
 def cost_of(
@@ -77,12 +123,17 @@ def cost_of(
     Args:
         generator: config of the network.
         discriminator: config of the network; None: unknown, for a pretrained model.
-        run: `batch_size`, `steps` and `gamma` of the training.
+        run: what `gat.study.networks.describe` returned for the training.
     """
     params, gmacs = generator_cost(generator)
     cost: dict[str, Any] = {"params": params, "gmacs": gmacs, "training_gmacs": None}
     if discriminator is not None:
         cost["discriminator_params"], cost["discriminator_gmacs"] = discriminator_cost(discriminator)
-        work = training_gmacs(generator, discriminator, run["batch_size"], run["steps"], run["gamma"] > 0)
-        cost["training_gmacs"] = work
+        samples, steps = run["micro_batch"], run["steps"]
+        passes = run["batch_size"] // samples
+        shared = passes == run["processes"]
+        step = passes * step_gmacs(generator, discriminator, samples, run["gamma"] > 0, shared)
+        cost["training_gmacs"] = steps * step
+        if run["teacher"] is not None:
+            cost["teacher_gmacs"] = steps * run["batch_size"] * teacher_cost(run["teacher"]).gmacs
     return cost

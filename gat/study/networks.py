@@ -73,7 +73,7 @@ def make_trainer(
     )
 
 
-def describe(recipe: Recipe, latent_size: int) -> dict[str, Any]:
+def describe(recipe: Recipe, trainer: Trainer) -> dict[str, Any]:
     """The settings of a training that `run.json` records."""
     run, loss, train, repa = recipe
     return {
@@ -82,8 +82,10 @@ def describe(recipe: Recipe, latent_size: int) -> dict[str, Any]:
         "patch": run.patch,
         "steps": train.steps,
         "batch_size": train.batch_size,
+        "micro_batch": trainer.micro_batch,
+        "processes": trainer.accelerator.num_processes,
         "learning_rate": width_aware_learning_rate(train, run.width),
-        "gamma": penalty_weight(loss, latent_size),
+        "gamma": penalty_weight(loss, trainer.generator.config["latent_size"]),
         "teacher": repa.teacher,
     }
 
