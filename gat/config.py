@@ -268,11 +268,10 @@ class Compute(_Section):
 
 
 class Report(_Section):
-    """Colors of the figures, and the bootstrap of the power law."""
+    """Colors of the figures."""
 
     colors: Annotated[list[Color], Field(min_length=1)]
     highlight: Color
-    bootstrap: PositiveInt
 
 
 class Recipe(NamedTuple):

@@ -17,7 +17,7 @@ from gat.files import atomic_write
 from gat.report.ablations import same_baselines
 from gat.report.figures import draw_samples, draw_scaling, save
 from gat.report.page import about_content, render_page, showcase_content, study_content
-from gat.report.scaling_laws import fit_scaling
+from gat.report.scaling_laws import equal_compute, fit_scaling
 from gat.report.tables import measurement_note, scaling_page
 from gat.report.trainings import smallest_and_largest, training_table
 from stages import (
@@ -42,7 +42,7 @@ def main(params: Params) -> None:
         [own.read() | {"changes_recipe": params.run(training.run).changes_recipe} for training, own in results.items()]
     )
     curves = {training: own.curves() for training, own in results.items()}
-    scalings = fit_scaling(table, settings.bootstrap)
+    scalings, equal = fit_scaling(table), equal_compute(table, curves)
     note = measurement_note(json.loads((EXTRACTOR / "extractor.json").read_text()), params.evaluate.samples)
     look = settings.colors, settings.highlight, floors
 
@@ -51,12 +51,12 @@ def main(params: Params) -> None:
         training = Training(run, params.seeds[0])
         pictures[f"{run}, seed {training.seed}"] = results[training].samples
     images = {title: np.asarray(Image.open(path)) for title, path in pictures.items()}
-    save(draw_scaling(table, curves, scalings, *look), REPORTS / "scaling.png")
+    save(draw_scaling(table, curves, scalings, equal, *look), REPORTS / "scaling.png")
     save(draw_samples(images), REPORTS / "samples.png")
     with atomic_write(REPORTS / "scaling.csv") as path:
         table.drop(columns="changes_recipe").to_csv(path, index=False, float_format="%.6g")
     with atomic_write(REPORTS / "scaling.md") as path:
-        text = scaling_page(table, scalings, floors, [note, "Made by `dvc repro`."])
+        text = scaling_page(table, scalings, equal, floors, [note, "Made by `dvc repro`."])
         path.write_text(text, encoding="utf-8")
 
     commands = {"make repro": "the whole study", "dvc repro": "only what has changed"}
@@ -64,7 +64,7 @@ def main(params: Params) -> None:
     shown = {run: SHOWCASE / run for run in dict.fromkeys(table.run) if run in params.runs}
     content, assets = showcase_content(shown, table)
     content |= about_content(params, table, commit(), commands, trainings)
-    content |= study_content(table, curves, scalings, *look)
+    content |= study_content(table, curves, scalings, equal, *look)
     content |= {"notes": [note]} | ablations_content(params, table)
     with atomic_write(REPORTS / "index.html") as path:
         path.write_text(render_page(content, assets), encoding="utf-8")

@@ -28,10 +28,8 @@ def main(params: Params) -> None:
         ablations.append(Ablation(name, params.run(name), fids(name), baseline, fids(baseline)))
     analyses = []
     for run in params.analyze.runs:
-        guided = params.recipe(run).loss.levels.schedule in ("exponential", "linear")
-        about = {"baseline": params.baseline(run) if run in params.ablations else None, "guided": guided}
         paths = [ANALYSES / f"{run}/seed-{seed}.json" for seed in params.seeds]
-        analyses += [about | json.loads(path.read_text()) for path in paths]
+        analyses += [json.loads(path.read_text()) for path in paths]
     content = summarize(ablations, analyses)
     write_json(SUMMARY, {"key": ablations_key(params)} | content)
     with atomic_write(REPORTS / "ablations.md") as path:

@@ -10,16 +10,16 @@ import pandas as pd
 
 from gat.config import Run
 from gat.report.columns import mean_text
-from gat.report.comparisons import compare
+from gat.report.comparisons import Claim, Comparison, compare, judge
 
 FIXED_RATE = "train.scale_lr_by_width=false"
-# Claims of the paper, by all keys that an ablation changes and their values.
+# Claims of the paper that FID is higher, by all keys that an ablation changes and their values.
 CLAIMS = {
-    frozenset({"loss.levels.schedule=none"}): "FID is worse without noise guidance",
-    frozenset({"loss.levels.schedule=linear"}): "a linear noise schedule is worse than the exponential one",
-    frozenset({"loss.levels.schedule=resized"}): "resized levels are worse than noised ones",
-    frozenset({"repa.teacher=null"}): "FID is worse without a teacher",
-    frozenset({FIXED_RATE}): "a learning rate that is not scaled to the width is worse",
+    frozenset({"loss.levels.schedule=none"}): "worse without noise guidance",
+    frozenset({"loss.levels.schedule=linear"}): "worse with a linear noise schedule",
+    frozenset({"loss.levels.schedule=resized"}): "worse with resized levels",
+    frozenset({"repa.teacher=null"}): "worse without a teacher",
+    frozenset({FIXED_RATE}): "worse at a learning rate not scaled by width",
 }
 
 Result = Mapping[str, Any]  # the analysis of one training
@@ -31,12 +31,15 @@ def summarize(ablations: Sequence["Ablation"], results: Sequence[Result]) -> dic
 
     Args:
         ablations: each with its FIDs.
-        results: of each run and seed what `stages/analyze.py` writes, with the name of its `baseline` (None: it is no
-            ablation) and whether it is `guided` by noise.
+        results: of each run and seed what `stages/analyze.py` writes.
     """
+    pairs = [*scaled_separately(ablations)]
+    claims = [Claim(one.comparison, "higher") for one in ablations if one.comparison and one.claim]
+    verdicts = iter(judge(claims + [Claim(comparison, "lower") for _, comparison in pairs]))
+    rows = [one.content() | {"verdict": next(verdicts) if one.comparison and one.claim else ""} for one in ablations]
     return {
-        "ablations": [one.content() for one in ablations],
-        "sentences": [*scaled_separately(ablations)],
+        "ablations": rows,
+        "sentences": [f"{text} {next(verdicts)}." for text, _ in pairs],
         "analyses": analyses_content(results) if results else [],
     }
 
@@ -67,21 +70,24 @@ class Ablation(NamedTuple):
         return [*_leaves(sections)]
 
     @property
-    def verdict(self) -> str:
-        """How its FID compares with the baseline's, and whether the paper's claim holds."""
-        if self.baseline is None:
-            return "The study has no run of this size to compare with."
-        comparison, changes = compare(self.fids, self.baseline_fids), frozenset(self.changes)
-        text = f"FID {comparison.text} than that of {self.baseline}; {comparison.verdict}."
+    def comparison(self) -> Comparison | None:
+        """Its FID against the baseline's; None: the study has no run of this size."""
+        return None if self.baseline is None else compare(self.fids, self.baseline_fids)
+
+    @property
+    def claim(self) -> str:
+        """What the paper says of this change alone; empty if it says nothing."""
+        changes = frozenset(self.changes)
         if FIXED_RATE in changes:  # whichever rate it is
             changes = frozenset(one for one in changes if not one.startswith("train.learning_rate="))
-        claim = CLAIMS.get(changes)
-        return text + ("" if claim is None else f" The paper's claim that {claim} {comparison.claim_of_increase}.")
+        return CLAIMS.get(changes, "")
 
     def content(self) -> dict[str, Any]:
         """As JSON."""
         compared = f"{self.baseline}: {mean_text(self.baseline_fids)}" if self.baseline else "none"
-        numbers = {key: getattr(self, key) for key in ("name", "fids", "baseline", "baseline_fids", "verdict")}
+        numbers = {key: getattr(self, key) for key in ("name", "fids", "baseline", "baseline_fids", "claim")}
+        one = self.comparison
+        numbers |= {"ratio": one.text if one else "", "p": one.p_text if one else ""}
         return numbers | {"change": ", ".join(self.changes), "fid": mean_text(self.fids), "compared": compared}
 
 
@@ -94,8 +100,8 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def scaled_separately(ablations: Sequence[Ablation]) -> Iterator[str]:
-    """Sentences on pairs of ablations of which one enlarges the generator alone, the other the discriminator alone."""
+def scaled_separately(ablations: Sequence[Ablation]) -> Iterator[tuple[str, Comparison]]:
+    """Pairs of ablations of which one enlarges G alone, the other D alone: a sentence, and how they compare."""
 
     def rest(run: Run) -> tuple[Any, ...]:
         return run.depth, run.patch, run.discriminator.depth, run.discriminator.patch, run.loss, run.train, run.repa
@@ -111,9 +117,9 @@ def scaled_separately(ablations: Sequence[Ablation]) -> Iterator[str]:
         yield (
             f"Scaling only one network from {large_d.baseline} (FID {mean_text(large_d.baseline_fids)}) to "
             f"{large_g.baseline} ({mean_text(large_g.baseline_fids)}): {mean_text(large_g.fids)} with only the "
-            f"generator larger, {mean_text(large_d.fids)} with only the discriminator larger. The latter is "
-            f"{comparison.text}; {comparison.verdict}. The paper reports that scaling only the discriminator "
-            "helps more."
+            f"generator larger, {mean_text(large_d.fids)} with only the discriminator larger, a ratio of "
+            f"{comparison.text}. The paper's claim that scaling only the discriminator helps more:",
+            comparison,
         )
 
 
@@ -141,34 +147,22 @@ def _series(name: str, x: Sequence[Any], values: Sequence[Sequence[float]], **mo
 
 def _layers(by_run: Runs) -> dict[str, Any]:
     keys = ("skipped", "cosine", "cka")
-    rows, series, shares = [], [], dict[str, np.ndarray]()
+    rows, series = [], []
     for run, own in by_run.items():
         use = {key: np.array([one["layers"][key] for one in own]).T for key in keys}  # (blocks, seeds)
         count = len(use["skipped"])
         blocks = [str(i + 1) for i in range(count)]
         series.append(_series(run, blocks, use["skipped"].tolist()))
-        shares[run] = use["skipped"][: (count + 1) // 2].sum(0) / use["skipped"].sum(0)
         rows += [[run, block, *(mean_text(use[key][i], ".3f") for key in keys)] for i, block in enumerate(blocks)]
     return {
         "title": "Layer use of the generator",
         "text": "Change when skipped: distance that an image moves in the extractor's feature space when one block is "
         "skipped, relative to the mean distance between two images; near 0, the block is not used. Cosine similarity "
-        "and CKA compare the tokens before and after a block. Share of the first half of the blocks (rounded up) in "
-        f"the total change: {'; '.join(f'{run} {mean_text(own)}' for run, own in shares.items())}."
-        + "".join(_early_layers(by_run, shares)),
+        "and CKA compare the tokens before and after a block.",
         "columns": ["run", "block", "change when skipped", "cosine", "CKA"],
         "rows": rows,
         "plot": {"kind": "bar", "x": "block", "y": "change when skipped", "series": series},
     }
-
-
-def _early_layers(by_run: Runs, shares: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """Whether runs with noise guidance use early blocks more than their ablations without it, in sentences."""
-    for run, other in permutations(by_run, 2):
-        guided, unguided = by_run[run][0], by_run[other][0]
-        if unguided["baseline"] == run and guided["guided"] and not unguided["guided"]:
-            claim = compare(shares[run], shares[other]).claim_of_increase
-            yield f" The paper's claim that noise guidance increases the use of early layers {claim} ({run}, {other})."
 
 
 def _discriminators(by_run: Runs) -> dict[str, Any]:
@@ -196,7 +190,7 @@ def _steps(by_run: Runs, when: str) -> dict[str, Any]:
     patch = min(patches, key=lambda one: (-patches.count(one), one))  # that of most runs, as for laws
     same = {own[0]["width"]: own for own in reversed([*by_run.values()]) if own[0]["patch"] == patch}
     widths = sorted(same)
-    rows, series, exponents, claims = [], [], [], []
+    rows, series, exponents, claims = [], [], [], dict[str, Claim]()
     for network in ("generator", "discriminator"):
         by_rule = []
         for rule, name, dash in (("with", "width-scaled rate", "solid"), ("without", "constant rate", "dot")):
@@ -208,14 +202,16 @@ def _steps(by_run: Runs, when: str) -> dict[str, Any]:
                 by_rule.append(slopes)
                 exponents.append(f"{network}, {name}: {mean_text(slopes)}")
         if by_rule:
-            claims.append(f"{compare(by_rule[1], by_rule[0]).claim_of_increase} for the {network}")
+            claims[network] = Claim(compare(by_rule[1], by_rule[0], logarithmic=False), "higher")
     text = (
         "Root-mean-square change of the generator's latents and of the discriminator's logits per optimizer step. The "
         "paper scales the learning rate by 1/width so that this change does not depend on the width."
     )
     if exponents:
         text += f" Exponents of a power law in width (0: independent of width): {'; '.join(exponents)}."
-        text += f" Faster growth with width at a constant rate: {', '.join(claims)}."
+        verdicts = zip(claims.items(), judge([*claims.values()]), strict=True)
+        judged = [f"{verdict} for the {network} ({claim.comparison.text})" for (network, claim), verdict in verdicts]
+        text += f" Faster growth with width at a constant rate (difference of exponents): {', '.join(judged)}."
     return {
         "title": f"Output change per step, {'at the start of training' if when == 'start' else 'later in training'}",
         "text": text,

@@ -1,58 +1,107 @@
-"""Comparisons of runs over their seeds. The one rule that decides between a difference and seed noise is here."""
+"""Comparisons of runs over their seeds, and the one rule by which a claim is shown, contradicted or undecided."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from gat.report.trainings import main_patch
 
+ALPHA = 0.05  # for all claims of a table together
+EQUAL = float(np.log(1.1))  # values whose ratio is within ±10 % are taken as equal
+PERMUTATIONS = 99_999
+UNKNOWN = float("nan")
+
+Verdict = Literal["shows", "contradicted", "undecided"]
+Direction = Literal["higher", "lower"]
+
 
 class Comparison(NamedTuple):
-    """A sample and a baseline, both with one value per seed."""
+    """A sample against a baseline, by Welch's t-test: their difference with its 95% interval.
 
-    difference: float  # mean of the sample − mean of the baseline
-    errors: float  # sum of the standard errors of the two means; NaN if either has a single value
+    Of positive values it is the difference of logarithms, and `text` gives ratios. With a single value on either side
+    the interval and both p-values are NaN.
+    """
 
-    @property
-    def single(self) -> bool:
-        """Whether there is no spread to compare with."""
-        return bool(np.isnan(self.errors))
-
-    @property
-    def verdict(self) -> str:
-        """Whether the difference exceeds the sum of the standard errors."""
-        if self.single:
-            return "one seed: no spread to compare with"
-        return "beyond seed noise" if abs(self.difference) > self.errors else "within seed noise"
-
-    @property
-    def claim_of_increase(self) -> str:
-        """Whether a claim that the sample is higher than the baseline holds."""
-        if self.single:
-            return "cannot be tested with one seed"
-        return "holds here" if self.difference > self.errors else "does not hold here"
+    difference: float
+    low: float
+    high: float
+    p: float  # two-sided, of no difference
+    p_equal: float  # of a difference of `EQUAL` or more: the smallest α whose 1 − α interval lies within ±`EQUAL`
+    logarithmic: bool
 
     @property
     def text(self) -> str:
-        """The difference in words, such as `4.1 higher`."""
-        return f"{abs(self.difference):.3g} {'higher' if self.difference > 0 else 'lower'}"
+        """The ratio or the difference with its interval, such as `0.88 [0.50, 1.54]`."""
+        mean, *interval = np.exp(self[:3]) if self.logarithmic else self[:3]
+        sign = "" if self.logarithmic else "+"
+        ends = "" if np.isnan(self.p) else f" [{interval[0]:{sign}.3g}, {interval[1]:{sign}.3g}]"
+        return f"{mean:{sign}.3g}{ends}"
+
+    @property
+    def p_text(self) -> str:
+        """The p-value of no difference; empty if it is unknown."""
+        return "" if np.isnan(self.p) else f"{self.p:.2g}"
 
 
-def compare(sample: ArrayLike, baseline: ArrayLike) -> Comparison:
-    """Compare the means of two samples (N,) and (M,)."""
-    a, b = np.asarray(sample, float), np.asarray(baseline, float)
-    return Comparison(float(a.mean() - b.mean()), _standard_error(a) + _standard_error(b))
+class Claim(NamedTuple):
+    """That a sample is higher or lower than a baseline, made before the values were known."""
+
+    comparison: Comparison
+    direction: Direction
+
+    @property
+    def p(self) -> float:
+        """The smallest α at which the claim is decided either way."""
+        return float(np.fmin(self.comparison.p, self.comparison.p_equal))
+
+    @property
+    def decided(self) -> Verdict:
+        """The verdict at that α."""
+        difference, _, _, p, p_equal, _ = self.comparison
+        return "shows" if p <= p_equal and (difference > 0) == (self.direction == "higher") else "contradicted"
 
 
-def _standard_error(values: np.ndarray) -> float:
-    """Of the mean; NaN of a single value. `scipy.stats.sem` is the same, but takes two seconds to import."""
-    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+def compare(sample: ArrayLike, baseline: ArrayLike, logarithmic: bool = True) -> Comparison:
+    """Compare two samples (N,) and (M,), by their logarithms if all are positive by nature."""
+    a, b = (np.asarray(values, float) for values in (sample, baseline))
+    if logarithmic:
+        a, b = np.log(a), np.log(b)
+    difference = float(a.mean() - b.mean())
+    if min(len(a), len(b)) < 2:
+        return Comparison(difference, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, logarithmic)
+    if a.std() == b.std() == 0:  # a t-test divides by their spread
+        p, p_equal = float(difference == 0), float(abs(difference) >= EQUAL)
+        return Comparison(difference, difference, difference, p, p_equal, logarithmic)
+    welch = stats.ttest_ind(a, b, equal_var=False)
+    low, high = (float(end) for end in welch.confidence_interval(1 - ALPHA))
+    error = (high - low) / 2 / stats.t.ppf(1 - ALPHA / 2, welch.df)
+    p_equal = min(1.0, 2 * float(stats.t.sf((EQUAL - abs(difference)) / error, welch.df)))
+    return Comparison(difference, low, high, float(welch.pvalue), p_equal, logarithmic)
+
+
+def judge(claims: Sequence[Claim]) -> list[Verdict]:
+    """Verdicts on the claims of one table, by Holm's procedure at `ALPHA`.
+
+    A claim is shown if the interval of its comparison lies on its side, contradicted if it lies on the other side or
+    within ±10 % of equal, and else undecided. The intervals' level is such that the chance of one or more wrong
+    verdicts in the table is at most `ALPHA`.
+    """
+    verdicts: list[Verdict] = ["undecided"] * len(claims)
+    testable = [i for i, claim in enumerate(claims) if not np.isnan(claim.p)]
+    for rank, i in enumerate(sorted(testable, key=lambda i: claims[i].p)):
+        if claims[i].p > ALPHA / (len(testable) - rank):
+            break
+        verdicts[i] = claims[i].decided
+    return verdicts
 
 
 def compare_sizes(study: pd.DataFrame) -> list[tuple[str, str, Comparison]]:
-    """Each size with the next larger one at the main patch, and each patch of a size with the next finer one.
+    """FID of each size against the next smaller one at the main patch, and of each patch against the next coarser one.
 
     Returns:
         The name of the smaller or coarser run, that of the other one, and how the FID of the latter compares.
@@ -64,3 +113,38 @@ def compare_sizes(study: pd.DataFrame) -> list[tuple[str, str, Comparison]]:
         pairs += zip(patches.run, patches.run[1:], strict=False)
     fids = {run: own.to_numpy() for run, own in study.groupby("run").fid}
     return [(a, b, compare(fids[b], fids[a])) for a, b in pairs]
+
+
+class Trend(NamedTuple):
+    """Jonckheere and Terpstra's test that values fall from group to group."""
+
+    ordered: float  # pairs of values of different groups, the earlier group's higher; ties count half
+    pairs: int
+    p: float  # one-sided
+
+
+def trend(groups: Sequence[Sequence[float] | np.ndarray], seed: int = 0) -> Trend:
+    """Test that the values fall from each group to the next, by permutation of all values.
+
+    The p-value is exact if the values have at most `PERMUTATIONS` orders, else of so many random ones.
+    """
+    values = np.concatenate([np.asarray(group, float) for group in groups])
+    ends = np.cumsum([len(group) for group in groups])[:-1]
+
+    def ordered(permuted: np.ndarray, axis: int = -1) -> np.ndarray:
+        parts = np.split(np.moveaxis(permuted, axis, -1), ends, axis=-1)
+        differences = [a[..., :, None] - b[..., None, :] for a, b in combinations(parts, 2)]
+        return sum(((np.sign(own) + 1) / 2).sum((-1, -2)) for own in differences)
+
+    tested = stats.permutation_test(
+        (values,),
+        ordered,
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        batch=10_000,
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    pairs = sum(len(a) * len(b) for a, b in combinations(groups, 2))
+    return Trend(float(tested.statistic), pairs, float(tested.pvalue))

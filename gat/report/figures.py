@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from gat.config import MODEL, Training
 from gat.files import atomic_write
-from gat.report.scaling_laws import Scaling
+from gat.report.comparisons import Claim, compare_sizes, judge
+from gat.report.scaling_laws import EqualCompute, Fit, Scaling
 from gat.report.trainings import main_patch, study_of
 
 Curves = Mapping[Training, Mapping[str, np.ndarray]]  # of each training and metric, rows (N, 2) of a step and a value
@@ -31,11 +32,12 @@ def draw_scaling(
     table: pd.DataFrame,
     curves: Curves,
     scalings: Sequence[Scaling],
+    equal: EqualCompute | None,
     colors: Sequence[str],
     highlight: str,
     floors: Mapping[str, float],
 ) -> Figure:
-    """FID against steps by size and by patch, the paper's two panels, and final FID against each kind of compute.
+    """FID by steps, final FID by compute, FID by training compute, and ratios of FIDs.
 
     Lines and large points are means over seeds, bands their range, bars their standard deviation, small points single
     trainings.
@@ -44,13 +46,14 @@ def draw_scaling(
         table: of all trainings, see `training_table`.
         curves: of them; only `fid` is drawn.
         scalings: the laws, see `fit_scaling`.
+        equal: FID against training compute, see `equal_compute`.
         colors: from the smallest size to the largest, interpolated where there are more sizes.
         highlight: color of the model under test.
         floors: FIDs that no generator is expected to beat, by name.
     """
     study = study_of(table)
-    figure = Figure(figsize=(11.5, 8.6), layout="constrained", dpi=130)
-    (by_size, by_patch), by_cost = figure.subplots(2, 2)
+    figure = Figure(figsize=(11.5, 12.6), layout="constrained", dpi=130)
+    (by_size, by_patch), by_cost, (at_compute, ratios) = figure.subplots(3, 2)
     shades = size_colors(study, colors)
     _draw_curves(by_size, curves, shades)
     _draw_curves(by_size, curves, {MODEL: highlight}, style="--")
@@ -67,7 +70,40 @@ def draw_scaling(
     for axes, scaling, title in zip(by_cost, scalings, titles, strict=True):
         _draw_scaling(axes, table, scaling, shades, highlight, floors)
         label_axes(axes, title, scaling.axis.label, "final FID")
+    logarithmic = _draw_equal_compute(at_compute, equal, shades)
+    label_axes(at_compute, "(e) FID at equal training compute", "training compute so far (GMACs)", "FID", logarithmic)
+    _draw_ratios(ratios, study)
+    label_axes(ratios, "(f) FID of a larger model or a finer patch / before", "ratio, 95% interval", "", "x")
     return figure
+
+
+def _draw_equal_compute(axes: Axes, equal: EqualCompute | None, shades: Mapping[str, str]) -> str:
+    """FID of each run against compute, and above the axis which run is best where; returns the logarithmic axes."""
+    if equal is None:
+        return "y"
+    for run, curve in equal.curves.items():
+        color = shades.get(run, PATCH_COLORS[1])
+        axes.plot(*curve.T, color=color, marker="o", ms=3, lw=1.5, label=run)
+    for run, start, end in equal.best:
+        color = shades.get(run, PATCH_COLORS[1])
+        axes.axvspan(start, end, ymax=0.03, color=color, lw=0)
+    axes.legend(frameon=False, fontsize=8.5, title="bottom: lowest FID")
+    return "xy"
+
+
+def _draw_ratios(axes: Axes, study: pd.DataFrame) -> None:
+    """The ratio of FIDs of each pair of neighbours with its interval, and the verdict."""
+    pairs = compare_sizes(study)
+    verdicts = judge([Claim(comparison, "lower") for *_, comparison in pairs])
+    for place, ((_, _, one), verdict) in enumerate(zip(pairs, verdicts, strict=True)):
+        mean, low, high = np.exp(one[:3])
+        bar = None if one.p != one.p else [[mean - low], [high - mean]]
+        axes.errorbar(mean, place, xerr=bar, fmt="o", color="black" if verdict != "undecided" else GRAY, capsize=3)
+        axes.annotate(verdict, (mean, place), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8.5)
+    axes.axvline(1, color=GRAY, lw=1)
+    axes.set_yticks(range(len(pairs)), [f"{a} → {b}" for a, b, _ in pairs])
+    axes.margins(y=0.25)
+    axes.invert_yaxis()
 
 
 def run_colors(table: pd.DataFrame, colors: Sequence[str], highlight: str) -> dict[str, str]:
@@ -94,7 +130,8 @@ def _draw_scaling(
     """Final FID of all trainings against one kind of compute."""
     column, factor, *_ = scaling.axis
     _draw_points(axes, scaling, shades)
-    _draw_law(axes, scaling)
+    for fit, dashes in zip(scaling.fits, ("--", ":"), strict=False):
+        _draw_law(axes, scaling, fit, dashes)
     model = table[table.run == MODEL].dropna(subset=column)  # the training compute of a pretrained model is unknown
     axes.scatter(factor * model[column], model.fid, color=highlight, marker="*", s=150, zorder=4, label=MODEL)
     doubtful = table[table.warnings != ""]
@@ -122,21 +159,20 @@ def _draw_points(axes: Axes, scaling: Scaling, shades: Mapping[str, str]) -> Non
         axes.annotate(run, (cost, fids.mean()), xytext=(8, 5), textcoords="offset points", fontsize=9)
 
 
-def _draw_law(axes: Axes, scaling: Scaling) -> None:
-    """The law with its band, and the forecast."""
-    law, forecast = scaling.law, scaling.forecast
-    if law is None:
-        return
-    grid = scaling.grid
+def _draw_law(axes: Axes, scaling: Scaling, fit: Fit, style: str) -> None:
+    """A law; of the first one also its band and the forecast."""
+    law, forecast, grid = fit.law, fit.forecast, scaling.grid
     low, high = law.exponent_interval
-    label = f"exponent {law.exponent:.2f} [{low:.2f}, {high:.2f}], r {law.correlation:.2f}"
-    axes.plot(grid, law(grid), color=GRAY, lw=1.2, ls="--", label=label)
-    axes.fill_between(grid, *law.interval(grid), color=GRAY, alpha=0.15, lw=0)
+    label = f"{fit.title}: exponent {law.exponent:.2f} [{low:.2f}, {high:.2f}], r {law.correlation:.2f}, n {law.n}"
+    axes.plot(grid, law(grid), color=GRAY, lw=1.2, ls=style, label=label)
+    if fit is not scaling.fits[0]:
+        return
+    axes.fill_between(grid, *law.band(grid), color=GRAY, alpha=0.15, lw=0)
     if forecast is not None:
         bar = np.abs(np.array([[forecast.low], [forecast.high]]) - forecast.predicted)
         place, label = scaling.points.costs.max() * 1.08, f"{forecast.run}, predicted from the other runs"
-        style: dict[str, Any] = {"fmt": "D", "mfc": "white", "color": "#555555", "ms": 5, "capsize": 3}
-        axes.errorbar(place, forecast.predicted, bar, label=label, **style)
+        options: dict[str, Any] = {"fmt": "D", "mfc": "white", "color": "#555555", "ms": 5, "capsize": 3}
+        axes.errorbar(place, forecast.predicted, bar, label=label, **options)
 
 
 def _draw_curves(axes: Axes, curves: Curves, colors: Mapping[str, str], style: str = "-") -> None:

@@ -15,9 +15,9 @@ from markupsafe import Markup
 from gat.config import MODEL, Params, Training
 from gat.report.columns import COLUMNS, CURVES, Column, mean_text
 from gat.report.figures import Curves, run_colors, size_colors
-from gat.report.scaling_laws import Scaling
+from gat.report.scaling_laws import EqualCompute, Scaling
 from gat.report.settings import as_yaml, plain_name, recipe_yaml
-from gat.report.tables import law_text
+from gat.report.tables import equal_text, law_texts, trend_text
 from gat.report.trainings import smallest_and_largest, study_of
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -29,6 +29,7 @@ def study_content(
     table: pd.DataFrame,
     curves: Curves,
     scalings: Sequence[Scaling],
+    equal: EqualCompute | None,
     colors: Sequence[str],
     highlight: str,
     floors: Mapping[str, float],
@@ -51,6 +52,7 @@ def study_content(
         "scaling": scaling,
         "cost_options": [(i, one.axis.name) for i, one in enumerate(scalings)],
         "facts": _facts(table, scalings[0]),
+        "statements": [*filter(None, (trend_text(study_of(table)), equal_text(table, equal) if equal else ""))],
         "curve_columns": [column._asdict() for column in CURVES if column.key in logged],
     }
 
@@ -58,27 +60,22 @@ def study_content(
 def _facts(table: pd.DataFrame, scaling: Scaling) -> list[tuple[str, str]]:
     """A few numbers for the head of the page, with their labels."""
     facts = [(f"FID of {run}", mean_text(table.fid[table.run == run])) for run in smallest_and_largest(table)]
-    if scaling.law is not None:
-        facts.append((f"exponent of FID in {scaling.axis.name}", f"{scaling.law.exponent:.2f}".replace("-", "−")))
+    for fit in scaling.fits[:1]:
+        facts.append((f"exponent of FID in {scaling.axis.name}", f"{fit.law.exponent:.2f}".replace("-", "−")))
     return [*facts, ("trainings" if len(table) > 1 else "training", str(len(table)))]
 
 
 def _cost_content(scaling: Scaling) -> dict[str, Any]:
-    law, forecast = scaling.law, scaling.forecast
     means = [
-        {"run": run, "cost": cost, "seeds": len(fids), "fid": fids.mean(), "deviation": pd.Series(fids).std()}
-        for run, cost, fids in zip(*scaling.points, strict=True)
+        {"run": run, "cost": cost, "seeds": len(fids), "fid": mean, "deviation": pd.Series(fids).std()}
+        for run, cost, fids, mean in zip(*scaling.points, scaling.points.means, strict=True)
     ]
-    drawn = None
-    if law is not None:
-        grid = scaling.grid
-        drawn = {"costs": grid.tolist(), "fids": law(grid).tolist(), "band": law.interval(grid).tolist()}
-    return scaling.axis._asdict() | {
-        "means": means,
-        "law": drawn,
-        "forecast": None if forecast is None else forecast._asdict(),
-        "text": law_text(scaling),
-    }
+    grid, drawn, forecast = scaling.grid if means else np.zeros(0), None, None
+    for fit in scaling.fits[:1]:
+        drawn = {"costs": grid.tolist(), "fids": fit.law(grid).tolist(), "band": fit.law.band(grid).tolist()}
+        forecast = None if fit.forecast is None else fit.forecast._asdict()
+    text = " ".join(law_texts(scaling)) or "A power law needs three runs of the study."
+    return scaling.axis._asdict() | {"means": means, "law": drawn, "forecast": forecast, "text": text}
 
 
 def showcase_content(folders: Mapping[str, Path], table: pd.DataFrame) -> tuple[dict[str, Any], dict[str, Path]]:

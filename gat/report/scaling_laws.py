@@ -1,16 +1,19 @@
-"""Power laws of FID in compute, with bootstrap confidence intervals over runs and seeds."""
+"""Power laws of FID in compute, with Student's intervals, and the best size at equal training compute."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy import optimize, stats
 
-from gat.report.trainings import study_of
+from gat.config import Training
+from gat.report.trainings import main_patch, study_of
 
 FEWEST = 3  # different costs that a power law is fitted to
+FEWEST_WITH_FLOOR = 5
+LEVEL = 0.95
 
 
 class CostAxis(NamedTuple):
@@ -28,33 +31,94 @@ COST_AXES = (
 )
 
 
-@dataclass(frozen=True)
 class PowerLaw:
     """y ≈ factor · x^exponent, fitted to logarithms by least squares; called with x it gives y.
 
-    `correlation` is Pearson's r of log y with log x; `correlation_linear` that of y with log x, which the paper reports
-    as −0.95. `resampled` has the slopes and intercepts (2, R) of the fits to bootstrap resamplings.
+    Intervals are Student's with n − 2 degrees of freedom: all scatter of the points about the law counts as noise.
+
+    Args:
+        x: (N,) cost of each run.
+        y: (N,) its value, the geometric mean of its seeds.
+
+    Attributes:
+        n: number of runs.
+        factor, exponent: of the law.
+        correlation: Pearson's r of log y with log x.
+        correlation_linear: Pearson's r of y with log x, which the paper reports as −0.95.
+
+    Raises:
+        ValueError: fewer than three different costs.
     """
 
-    factor: float
-    exponent: float
-    correlation: float
-    correlation_linear: float
-    resampled: np.ndarray
+    def __init__(self, x: ArrayLike, y: ArrayLike) -> None:
+        costs, values = np.asarray(x, float), np.asarray(y, float)
+        if not _enough(costs):
+            raise ValueError(f"a power law needs runs of {FEWEST} or more different costs, not {len(np.unique(costs))}")
+        self._x, log_y, self.n = np.log(costs), np.log(values), len(costs)
+        self._line = stats.linregress(self._x, log_y)
+        self.factor, self.exponent = float(np.exp(self._line.intercept)), float(self._line.slope)
+        self.correlation = float(self._line.rvalue)
+        self.correlation_linear = float(stats.pearsonr(self._x, values).statistic)
+        residuals = log_y - np.log(self(costs))
+        self._scatter = float(np.sqrt(np.square(residuals).sum() / (self.n - 2)))
+        self._quantile = float(stats.t.ppf((1 + LEVEL) / 2, self.n - 2))
+        r = stats.pearsonr(self._x, log_y)
+        # Fisher's transformation needs four points.
+        self.correlation_interval = tuple(map(float, r.confidence_interval(LEVEL))) if self.n > 3 else (-1.0, 1.0)
 
     def __call__(self, x: ArrayLike) -> np.ndarray:
         return self.factor * np.asarray(x, float) ** self.exponent
 
     @property
     def exponent_interval(self) -> tuple[float, float]:
-        """The exponent's 95% confidence interval."""
-        low, high = np.percentile(self.resampled[0], [2.5, 97.5])
-        return float(low), float(high)
+        """95% confidence interval of the exponent."""
+        half = self._quantile * float(self._line.stderr)
+        return self.exponent - half, self.exponent + half
 
-    def interval(self, x: ArrayLike) -> np.ndarray:
-        """95% confidence interval of the law's y at x (N,): low and high, (2, N)."""
-        slopes, intercepts = self.resampled[..., None]
-        return np.percentile(np.exp(intercepts + slopes * np.log(x)), [2.5, 97.5], axis=0)
+    def band(self, x: ArrayLike) -> np.ndarray:
+        """95% confidence interval of the law at x (N,): low and high, (2, N)."""
+        return self._interval(x, 0)
+
+    def forecast(self, x: ArrayLike) -> np.ndarray:
+        """95% prediction interval of a new run at x (N,): low and high, (2, N)."""
+        return self._interval(x, 1)
+
+    def _interval(self, x: ArrayLike, scatter: float) -> np.ndarray:
+        distance = np.log(np.asarray(x, float)) - self._x.mean()
+        variance = scatter + 1 / self.n + distance**2 / np.square(self._x - self._x.mean()).sum()
+        factor = np.exp(self._quantile * self._scatter * np.sqrt(variance))
+        return np.stack([self(x) / factor, self(x) * factor])
+
+
+class FloorLaw(NamedTuple):
+    """y ≈ floor + factor · x^exponent; intervals are Student's with n − 3 degrees of freedom, from the curvature."""
+
+    floor: float
+    floor_interval: tuple[float, float]
+    exponent: float
+    exponent_interval: tuple[float, float]
+
+
+def fit_with_floor(x: ArrayLike, y: ArrayLike) -> FloorLaw | None:
+    """Fit logarithms by least squares; None with fewer than five runs, or if the fit does not converge."""
+    log_x, values = np.log(np.asarray(x, float)), np.asarray(y, float)
+    if len(np.unique(log_x)) < FEWEST_WITH_FLOOR:
+        return None
+    line = stats.linregress(log_x, np.log(values))
+
+    def model(at: np.ndarray, floor: float, intercept: float, exponent: float) -> np.ndarray:
+        return np.log(floor + np.exp(intercept + exponent * at))
+
+    start, bounds = (values.min() / 2, line.intercept, line.slope), ([0, -np.inf, -np.inf], np.inf)
+    try:
+        (floor, _, exponent), covariance = optimize.curve_fit(model, log_x, np.log(values), start, bounds=bounds)
+    except RuntimeError:
+        return None
+    halves = stats.t.ppf((1 + LEVEL) / 2, len(values) - 3) * np.sqrt(np.diag(covariance))
+    low, high = float(floor - halves[0]), float(floor + halves[0])
+    return FloorLaw(
+        float(floor), (max(0.0, low), high), float(exponent), (float(exponent - halves[2]), float(exponent + halves[2]))
+    )
 
 
 class Points(NamedTuple):
@@ -71,6 +135,16 @@ class Points(NamedTuple):
         runs, fids = [str(run) for run in groups.groups], [own.to_numpy(float) for _, own in groups.fid]
         return cls(runs, axis.factor * groups[axis.column].first().to_numpy(float), fids)
 
+    @property
+    def means(self) -> np.ndarray:
+        """The geometric mean FID of each run (N,)."""
+        return np.array([np.exp(np.log(own).mean()) for own in self.fids])
+
+    @property
+    def law(self) -> PowerLaw | None:
+        """The power law of the means; None with too few runs."""
+        return PowerLaw(self.costs, self.means) if _enough(self.costs) else None
+
 
 class Forecast(NamedTuple):
     """What the law of all other runs predicts for the most costly one, its 95% interval, and what was measured."""
@@ -82,81 +156,114 @@ class Forecast(NamedTuple):
     measured: float
 
 
+class Fit(NamedTuple):
+    """A law of some runs of the study, and what follows from it; None where there are too few runs."""
+
+    title: str  # "patch 2" or "all patches"
+    points: Points
+    law: PowerLaw
+    floor: FloorLaw | None
+    forecast: Forecast | None
+    unflagged: PowerLaw | None  # without trainings that have warnings; None also if there are none
+
+
 class Scaling(NamedTuple):
-    """A study against one kind of compute; None where there are too few runs for a law or a forecast."""
+    """A study against one kind of compute: the points of all runs, and the laws of those at one patch and of all."""
 
     axis: CostAxis
     points: Points
-    law: PowerLaw | None
-    forecast: Forecast | None
+    fits: list[Fit]
 
     @property
     def grid(self) -> np.ndarray:
-        """Costs (50,) at which to draw the law, a little beyond the points."""
+        """Costs (50,) at which to draw laws, a little beyond the points."""
         return np.geomspace(self.points.costs.min() / 1.3, self.points.costs.max() * 1.3, 50)
 
 
-def fit_scaling(table: pd.DataFrame, resamplings: int = 2000) -> list[Scaling]:
-    """The laws of a table's study, one for each kind of compute, with `resamplings` of the bootstrap."""
+def fit_scaling(table: pd.DataFrame) -> list[Scaling]:
+    """The laws of a table's study, for each kind of compute."""
+    study = study_of(table)
+    patch = main_patch(study)
+    parts = {f"patch {patch:g}": study[study.patch == patch], "all patches": study}
+    if (study.patch == patch).all():
+        del parts["all patches"]
     scalings = []
     for axis in COST_AXES:
-        points = Points.of(study_of(table), axis)
-        law = fit_power_law(points.costs, points.fids, resamplings) if _enough(points.costs) else None
-        forecast = forecast_last(points, resamplings) if _enough(points.costs[:-1]) else None
-        scalings.append(Scaling(axis, points, law, forecast))
+        fits = [fit_points(title, part, axis) for title, part in parts.items()]
+        scalings.append(Scaling(axis, Points.of(study, axis), [fit for fit in fits if fit is not None]))
     return scalings
 
 
-def fit_power_law(x: ArrayLike, y: Sequence[ArrayLike], resamplings: int = 2000, seed: int = 0) -> PowerLaw:
-    """Fit the runs' means.
-
-    Args:
-        x: (N,) cost of each run.
-        y: for each run its value, or the values of all its seeds.
-        resamplings: of runs, and of seeds within them.
-        seed: of the resamplings.
-
-    Raises:
-        ValueError: fewer than three different costs.
-    """
-    costs, values = np.asarray(x, float), [np.atleast_1d(np.asarray(own, float)) for own in y]
-    if not _enough(costs):
-        raise ValueError(f"a power law needs runs of {FEWEST} or more different costs, not {len(np.unique(costs))}")
-    means = np.array([own.mean() for own in values])
-    log_x, log_y = np.log(costs), np.log(means)
-    exponent, intercept = _line(log_x, log_y)
-    both_logs, one_log = (float(np.corrcoef(log_x, one)[0, 1]) for one in (log_y, means))
-    resampled = _resampled_lines(costs, values, resamplings, seed)
-    return PowerLaw(float(np.exp(intercept)), float(exponent), both_logs, one_log, resampled)
+def fit_points(title: str, study: pd.DataFrame, axis: CostAxis) -> Fit | None:
+    """The law of some of a study's runs; None if there are too few of them."""
+    points, unflagged = Points.of(study, axis), study[study.warnings == ""]
+    law = points.law
+    if law is None:
+        return None
+    without = Points.of(unflagged, axis).law if len(unflagged) < len(study) else None
+    return Fit(title, points, law, fit_with_floor(points.costs, points.means), forecast_last(points), without)
 
 
-def forecast_last(points: Points, resamplings: int = 2000) -> Forecast:
-    """Fit all points but the last one, and predict its FID; raises as `fit_power_law` does."""
-    law = fit_power_law(points.costs[:-1], points.fids[:-1], resamplings)
-    cost, measured = points.costs[-1], points.fids[-1].mean()
-    return Forecast(points.runs[-1], *map(float, (law(cost), *law.interval([cost])[:, 0], measured)))
+def forecast_last(points: Points) -> Forecast | None:
+    """Fit all points but the last one, and predict its FID; None with too few points."""
+    others = Points(points.runs[:-1], points.costs[:-1], points.fids[:-1])
+    if (law := others.law) is None:
+        return None
+    cost = points.costs[-1:]
+    return Forecast(points.runs[-1], *map(float, (*law(cost), *law.forecast(cost)[:, 0], points.means[-1])))
 
 
 def _enough(costs: np.ndarray) -> bool:
     return len(np.unique(costs)) >= FEWEST
 
 
-def _line(log_x: np.ndarray, log_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes and intercepts (…,) of least-squares lines through points (…, N)."""
-    x, y = log_x.mean(-1, keepdims=True), log_y.mean(-1, keepdims=True)
-    slope = ((log_x - x) * (log_y - y)).sum(-1) / np.square(log_x - x).sum(-1)
-    return slope, y[..., 0] - slope * x[..., 0]
+# Equal compute
 
 
-def _resampled_lines(x: np.ndarray, y: Sequence[np.ndarray], resamplings: int, seed: int) -> np.ndarray:
-    """Slopes and intercepts (2, R) of fits to runs drawn with replacement, each the mean of seeds so drawn.
+class EqualCompute(NamedTuple):
+    """FID of each run against the training compute spent so far, and the best run at each compute."""
 
-    Draws with fewer than three different costs are left out, since no law is fitted to them.
+    curves: dict[str, np.ndarray]  # of each run rows (N, 2): GMACs, and the geometric mean of FID over its seeds
+    best: list[tuple[str, float, float]]  # a run, and the GMACs from which and to which its FID is lowest
+
+
+def equal_compute(table: pd.DataFrame, curves: Mapping[Training, Mapping[str, np.ndarray]]) -> EqualCompute | None:
+    """Compare the study's runs at equal training compute, between the points of their FID curves by interpolation.
+
+    A run is compared where its curve has points: from its first evaluation to its end. None without FID curves.
     """
-    rng = np.random.default_rng(seed)
-    count = len(x)
-    runs = rng.integers(count, size=(resamplings, count))
-    means = np.stack([own[rng.integers(len(own), size=(resamplings, count, len(own)))].mean(-1) for own in y])
-    means = np.take_along_axis(means, runs[None], axis=0)[0]
-    enough = np.array([_enough(drawn) for drawn in x[runs]])
-    return np.stack(_line(np.log(x)[runs[enough]], np.log(means[enough])))
+    study = study_of(table).dropna(subset="training_gmacs")
+    by_run: dict[str, np.ndarray] = {}
+    for run, own in study.groupby("run", sort=False):
+        seeds = [curves[Training(str(run), int(seed))].get("fid") for seed in own.seed]
+        found = [curve for curve in seeds if curve is not None]
+        if found and len({len(curve) for curve in found}) == 1:
+            compute = own.training_gmacs.iloc[0] * found[0][:, 0] / own.steps.iloc[0]
+            by_run[str(run)] = np.stack(
+                [compute, np.exp(np.mean([np.log(one[:, 1]) for one in found], axis=0))], axis=1
+            )
+    if not by_run:
+        return None
+    grid = np.geomspace(*_range(list(by_run.values())), 400)
+    logs = [
+        np.interp(np.log(grid), np.log(curve[:, 0]), np.log(curve[:, 1]), left=np.inf, right=np.inf)
+        for curve in by_run.values()
+    ]
+    names, leaders = list(by_run), np.argmin(logs, axis=0)
+    best: list[tuple[str, float, float]] = []
+    for at, leader in zip(grid, leaders, strict=True):
+        if best and best[-1][0] == names[leader]:
+            best[-1] = (best[-1][0], best[-1][1], float(at))
+        else:
+            best.append((names[leader], float(at), float(at)))
+    return EqualCompute(by_run, best)
+
+
+def fid_at(curve: np.ndarray, gmacs: float) -> float | None:
+    """FID of a curve of `EqualCompute` at a compute; None outside of the curve."""
+    inside = curve[0, 0] * (1 - 1e-9) <= gmacs <= curve[-1, 0] * (1 + 1e-9)
+    return float(np.exp(np.interp(np.log(gmacs), np.log(curve[:, 0]), np.log(curve[:, 1])))) if inside else None
+
+
+def _range(curves: Sequence[np.ndarray]) -> tuple[float, float]:
+    return min(float(curve[0, 0]) for curve in curves), max(float(curve[-1, 0]) for curve in curves)

@@ -1,26 +1,32 @@
 """The study and its ablations as Markdown pages."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
 
 from gat.report.columns import GAP, METRICS, RUN, SIZE, Column, mean_text
-from gat.report.comparisons import compare_sizes
-from gat.report.scaling_laws import Scaling
-from gat.report.trainings import study_of
+from gat.report.comparisons import ALPHA, Claim, compare_sizes, judge, trend
+from gat.report.scaling_laws import EqualCompute, Fit, PowerLaw, Scaling, fid_at
+from gat.report.trainings import main_patch, study_of
 
 MEANS = "Values are means over seeds ± standard deviations."
 
 
 def scaling_page(
-    table: pd.DataFrame, scalings: Sequence[Scaling], floors: Mapping[str, float], notes: Sequence[str] = ()
+    table: pd.DataFrame,
+    scalings: Sequence[Scaling],
+    equal: EqualCompute | None,
+    floors: Mapping[str, float],
+    notes: Sequence[str] = (),
 ) -> str:
     """The study as a Markdown page.
 
     Args:
         table: of all trainings, see `training_table`.
         scalings: the laws, see `fit_scaling`.
+        equal: see `equal_compute`.
         floors: FIDs of reconstructions and of real images, by name.
         notes: paragraphs at the end.
     """
@@ -30,13 +36,11 @@ def scaling_page(
     if len(doubtful):
         lines += ["## Warnings (!)", ""]
         lines += [f"- {row.run}, seed {row.seed}: {row.warnings}" for row in doubtful.itertuples()] + [""]
-    if laws := [f"- {law_text(scaling)}" for scaling in scalings if scaling.law is not None]:
+    if laws := [f"- {text}" for scaling in scalings for text in law_texts(scaling)]:
         lines += ["## Power laws", "", *laws, ""]
-    if pairs := compare_sizes(study_of(table)):
-        rows = [[a, b, one.text, "" if one.single else f"{one.errors:.2g}", one.verdict] for a, b, one in pairs]
-        headings = ["from", "to", "FID", "sum of standard errors", "verdict"]
-        lines += ["## Differences between runs", "", markdown_table(headings, rows), ""]
-        lines += ["A difference is beyond seed noise if it exceeds the sum of the standard errors of both means.", ""]
+    if equal is not None:
+        lines += ["## Equal training compute", "", equal_text(table, equal), ""]
+    lines += sizes_section(study_of(table))
     if floors:
         named = ", ".join(f"{name} {fid:.3g}" for name, fid in floors.items())
         lines += [f"FID floors, which no generator is expected to beat: {named}.", ""]
@@ -59,23 +63,90 @@ def _measured(table: pd.DataFrame) -> list[Column]:
     return [column for column in (*METRICS, GAP) if column.key in table]
 
 
-def law_text(scaling: Scaling) -> str:
-    """The law and the forecast of one kind of compute, in sentences."""
-    law, forecast = scaling.law, scaling.forecast
-    if law is None:
-        return "A power law needs three runs of the study."
-    low, high = law.exponent_interval
-    text = (
-        f"FID ≈ {law.factor:.3g} · C^{law.exponent:.3f} with C in {scaling.axis.name}. 95% confidence interval of the "
-        f"exponent (bootstrap over runs and seeds): [{low:.2f}, {high:.2f}]. Pearson's r of log FID with log C: "
-        f"{law.correlation:.3f}; of FID with log C: {law.correlation_linear:.3f}."
+def sizes_section(study: pd.DataFrame) -> list[str]:
+    """The comparisons of neighbouring sizes and patches, and the trend over all sizes, as lines of Markdown."""
+    pairs = compare_sizes(study)
+    if not pairs:
+        return []
+    verdicts = judge([Claim(comparison, "lower") for _, _, comparison in pairs])
+    rows = [[a, b, one.text, one.p_text, verdict] for (a, b, one), verdict in zip(pairs, verdicts, strict=True)]
+    table = markdown_table(["from", "to", "FID ratio", "p", "a larger model or a finer patch lowers FID"], rows)
+    return [
+        "## Differences between runs",
+        "",
+        table,
+        "",
+        COMPARED,
+        "",
+        *([f"{text}\n"] if (text := trend_text(study)) else []),
+    ]
+
+
+COMPARED = (
+    "FID ratio: of the geometric means over seeds, with Welch's 95% interval. A claim is shown if the interval lies on "
+    "the claimed side of 1, contradicted if it lies on the other side or within ±10% of 1, and otherwise undecided. By "
+    f"Holm's procedure, the chance of any wrong verdict in the table is at most {ALPHA:.0%}."
+)
+
+
+def trend_text(study: pd.DataFrame) -> str:
+    """Whether FID falls from size to size, over all seeds together; empty with fewer than three sizes."""
+    sizes = study[study.patch == main_patch(study)].sort_values(["gmacs", "seed"])
+    groups = {str(run): own.fid.to_numpy() for run, own in sizes.groupby("run", sort=False)}
+    if len(groups) < 3:
+        return ""
+    tested = trend(list(groups.values()))
+    return (
+        f"FID {' > '.join(groups)}: {tested.ordered:g} of {tested.pairs} pairs of trainings of different sizes are in "
+        f"this order; Jonckheere–Terpstra test, one-sided, by permutation: p = {tested.p:.1g}."
     )
+
+
+def equal_text(table: pd.DataFrame, equal: EqualCompute) -> str:
+    """Which run is best at which training compute, in sentences."""
+    spans = [f"{run} up to {end:.3g} GMACs" for run, _, end in equal.best[:-1]] + [equal.best[-1][0] + " beyond"]
+    text = f"Lowest FID at equal training compute: {', '.join(spans) if len(spans) > 1 else equal.best[0][0]}."
+    study = study_of(table)
+    sizes = [str(run) for run in study[study.patch == main_patch(study)].run.unique() if run in equal.curves]
+    for smaller, larger in pairwise(sizes):
+        gmacs, fid = equal.curves[smaller][-1]
+        if (other := fid_at(equal.curves[larger], gmacs)) is not None:
+            text += f" At {smaller}'s final {gmacs:.3g} GMACs: {smaller} {fid:.3g}, {larger} {other:.3g}."
+    return text
+
+
+def law_texts(scaling: Scaling) -> list[str]:
+    """Each law of one kind of compute, with its forecast, in sentences."""
+    return [law_text(fit, scaling.axis.name) for fit in scaling.fits]
+
+
+def law_text(fit: Fit, compute: str) -> str:
+    """A law and its forecast in sentences."""
+    law, forecast, floor = fit.law, fit.forecast, fit.floor
+    low, high = law.correlation_interval
+    text = (
+        f"{fit.title.capitalize()}, {law.n} runs: FID ≈ {law.factor:.3g} · C^{law.exponent:.2f} with C in {compute}; "
+        f"exponent {_exponent(law)}. Pearson's r of log FID with log C: {law.correlation:.3f} [{low:.2f}, {high:.2f}]; "
+        f"of FID with log C: {law.correlation_linear:.3f}."
+    )
+    if fit.unflagged is not None:
+        text += f" Without flagged trainings: exponent {_exponent(fit.unflagged)}."
+    if floor is not None:
+        text += (
+            f" With a floor: FID ≈ {floor.floor:.3g} [{floor.floor_interval[0]:.2g}, {floor.floor_interval[1]:.2g}] + "
+            f"a · C^b, b {floor.exponent:.2f} [{floor.exponent_interval[0]:.2f}, {floor.exponent_interval[1]:.2f}]."
+        )
     if forecast is not None:
         text += (
             f" The law fitted without {forecast.run} predicts FID {forecast.predicted:.3g} "
             f"[{forecast.low:.3g}, {forecast.high:.3g}] for it; measured: {forecast.measured:.3g}."
         )
     return text
+
+
+def _exponent(law: PowerLaw) -> str:
+    low, high = law.exponent_interval
+    return f"{law.exponent:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def measurement_note(extractor: Mapping[str, Any], samples: int) -> str:
@@ -98,9 +169,10 @@ def ablations_page(content: Mapping[str, Any], notes: Sequence[str] = ()) -> str
     """Ablations and analyses (see `gat.report.ablations.summarize`) as a Markdown page."""
     lines = ["# Ablations and analyses", "", MEANS, ""]
     if ablations := content["ablations"]:
-        rows = [[one["name"], f"`{one['change']}`", one["fid"], one["compared"]] for one in ablations]
-        lines += ["## Ablations", "", markdown_table(["ablation", "change", "FID", "baseline"], rows), ""]
-        lines += [f"- {one['name']}: {one['verdict']}" for one in ablations]
+        keys = ("fid", "compared", "ratio", "p", "claim", "verdict")
+        rows = [[one["name"], f"`{one['change']}`", *(one[key] for key in keys)] for one in ablations]
+        headings = ["ablation", "change", "FID", "baseline", "FID ratio", "p", "claim of the paper", "verdict"]
+        lines += ["## Ablations", "", markdown_table(headings, rows), "", COMPARED, ""]
         lines += [f"- {sentence}" for sentence in content["sentences"]] + [""]
     for analysis in content["analyses"]:
         lines += [f"## {analysis['title']}", "", analysis["text"], ""]

@@ -68,7 +68,7 @@ def discriminator_cost(config: Mapping[str, Any]) -> NetworkCost:
 def step_gmacs(
     generator: Mapping[str, Any], discriminator: Mapping[str, Any], samples: int, penalty: bool, shared: bool = True
 ) -> float:
-    """GMACs of both losses' forward and backward passes, as `gat.gan.training.Trainer.step` runs them, without a teacher.
+    """GMACs of a step of `gat.gan.training.Trainer`: both losses, forward and backward, without a teacher.
 
     These are the operations of the model: an attention kernel or activation checkpointing may repeat some of them in
     the backward pass.
@@ -126,7 +126,7 @@ def cost_of(
         run: what `gat.study.networks.describe` returned for the training.
     """
     params, gmacs = generator_cost(generator)
-    cost: dict[str, Any] = {"params": params, "gmacs": gmacs, "training_gmacs": None}
+    cost: dict[str, Any] = {"params": params, "gmacs": gmacs, "discriminator_params": None, "training_gmacs": None}
     if discriminator is not None:
         cost["discriminator_params"], cost["discriminator_gmacs"] = discriminator_cost(discriminator)
         samples, steps = run["micro_batch"], run["steps"]

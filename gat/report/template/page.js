@@ -158,31 +158,40 @@ function scalingFigure() {
 function trainingFigure() {
   const { key: metric, heading: name, logarithmic, explanation } = content.curve_columns[Number(byId("metric").value)];
   byId("metric-explanation").textContent = `${name}: ${explanation}.`;
-  const traces = [];
+  const [traces, compute] = [[], chosen("progress") === "1"];
   for (const run of scaling.runs) {
+    const { training_gmacs: gmacs, steps: all } = scaling.rows.find((row) => row.run === run);
+    if (compute && gmacs === null) continue;
+    const places = (steps) => (compute ? steps.map((step) => (step * gmacs) / all) : steps);
+    const place = compute ? "%{x:.3~g} GMACs" : "step %{x}";
     const curves = scaling.curves.filter((curve) => curve.run === run && curve[metric]);
     if (!curves.length) continue;
     for (const curve of curves) {
       traces.push({
-        x: curve[metric][0], y: curve[metric][1], mode: "lines", legendgroup: run, showlegend: false,
+        x: places(curve[metric][0]), y: curve[metric][1], mode: "lines", legendgroup: run, showlegend: false,
         line: { color: translucent(color(run), curves.length > 1 ? 0.4 : 1), width: 1 },
-        hovertemplate: `<b>${run}</b>, seed ${curve.seed}<br>step %{x}<br>${name} %{y:.4~g}<extra></extra>`,
+        hovertemplate: `<b>${run}</b>, seed ${curve.seed}<br>${place}<br>${name} %{y:.4~g}<extra></extra>`,
       });
     }
     const steps = curves[0][metric][0];
     const same = curves.filter((curve) => curve[metric][0].length === steps.length);
     const mean = steps.map((_, i) => same.reduce((sum, curve) => sum + curve[metric][1][i], 0) / same.length);
     traces.push({
-      x: steps, y: mean, mode: "lines", name: run, legendgroup: run, line: { color: color(run), width: 2.5 },
-      hovertemplate: `<b>${run}</b>, mean<br>step %{x}<br>${name} %{y:.4~g}<extra></extra>`,
+      x: places(steps), y: mean, mode: "lines", name: run, legendgroup: run, line: { color: color(run), width: 2.5 },
+      hovertemplate: `<b>${run}</b>, mean<br>${place}<br>${name} %{y:.4~g}<extra></extra>`,
     });
   }
-  return [traces, layout(axis("training step"), axis(name, logarithmic ? { type: "log", ...ticks } : {}))];
+  const x = compute ? axis("training compute so far (GMACs)", { type: "log", ...ticks }) : axis("training step");
+  return [traces, layout(x, axis(name, logarithmic ? { type: "log", ...ticks } : {}))];
 }
 
 const redrawScaling = draw(byId("scaling-plot"), scalingFigure);
 onChange("cost", redrawScaling);
-if (byId("training-plot")) onChange("metric", draw(byId("training-plot"), trainingFigure));
+if (byId("training-plot")) {
+  const redraw = draw(byId("training-plot"), trainingFigure);
+  onChange("metric", redraw);
+  onChange("progress", redraw);
+}
 
 function ablationsFigure() {
   const names = content.ablations.map((ablation) => ablation.name);
