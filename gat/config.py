@@ -56,6 +56,7 @@ class Data(_Section):
     mirror: bool
     encoding: Literal["webp", "jpeg"]
     on_error: Literal["stop", "skip"]
+    holdout: Annotated[float, Field(ge=0, le=0.5)]
 
 
 class VaeRecipe(_Section):

@@ -23,11 +23,11 @@ def main(params: Params) -> None:
     if accelerator.is_main_process:
         print(f"{data.source}: {len(source.data):,} images of {len(source.classes):,} classes")
         show("left out", source.left_out)
-    cut = data.resolution, data.encoding, data.on_error
+    cut = data.resolution, data.encoding, data.on_error, data.holdout
     chosen = data.split, data.image_column, data.label_column
     folder = staging_dir("images", chosen, cut, source.data._fingerprint, SOURCE.read_bytes())
     with exclusive(folder) as awaited:
-        skipped = write_images(source, folder, data.resolution, data.encoding, data.on_error)
+        skipped = write_images(source, folder, *cut)
         publish(folder, IMAGES, keep=awaited())
     if accelerator.is_main_process:
         show("cannot be read", skipped)

@@ -13,7 +13,7 @@ import numpy as np
 from gat.config import Params, ParamsError
 from gat.data.images import Images
 from gat.evaluation.extractor import Extractor
-from gat.evaluation.features import compute_reference
+from gat.evaluation.features import compute_features, compute_reference
 from gat.evaluation.fid import read_reference
 from gat.evaluation.metrics import NEIGHBOURS
 from gat.files import atomic_write
@@ -44,6 +44,10 @@ def main(params: Params) -> None:
         )
     if known is not None:
         computed = dataclasses.replace(computed, mu=known.mu, sigma=known.sigma) if computed else known
+    if len(held := Images(IMAGES, held=True)) and computed is not None:
+        keep, batch_size = len(held), params.compute.sample_batch
+        features = compute_features(lambda start, stop: held[start:stop], extractor, keep, batch_size)
+        computed = dataclasses.replace(computed, held=features)
     if accelerator.is_main_process and computed is not None:
         if params.metrics.labels == "reals":
             reals = Images(IMAGES)

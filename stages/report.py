@@ -44,7 +44,7 @@ def main(params: Params) -> None:
     curves = {training: own.curves() for training, own in results.items()}
     scalings, equal = fit_scaling(table), equal_compute(table, curves)
     note = measurement_note(json.loads((EXTRACTOR / "extractor.json").read_text()), params.evaluate.samples)
-    look = settings.colors, settings.highlight, floors
+    look = settings.colors, settings.highlight, {name: own["fid"] for name, own in floors.items()}
 
     pictures = {"real": REALS}
     for run in smallest_and_largest(table):

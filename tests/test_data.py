@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gat.data.crop import center_crop
+from gat.data.crop import center_crop, write_images
 from gat.data.encode import write_latents
+from gat.data.images import Images, held_out
 from gat.data.latents import Latents, TrainingBatches
 from gat.data.pixels import decode, to_model_range, to_uint8
 from gat.data.sources import load_source
@@ -23,6 +24,32 @@ def test_embedded_digits_are_mnist_padded_to_32(digits):
     assert digits[:].shape == (300, 32, 32, 3)
     assert digits[:].max() == 255
     assert not digits[:][:, [0, 1, 30, 31]].any()
+
+
+def test_a_share_of_each_class_is_held_out_and_no_image_is_lost(tmp_path):
+    source = load_source("mnist5k")
+    write_images(
+        source._replace(data=source.data.select(range(0, 5000, 25))), tmp_path, 32, holdout=0.2, progress=False
+    )
+    training, held = Images(tmp_path), Images(tmp_path, held=True)
+    assert np.bincount(training.labels).tolist() == [16] * 10
+    assert np.bincount(held.labels).tolist() == [4] * 10
+    both = [image.tobytes() for images in (training, held) for image in images[:]]
+    every = Images(tmp_path)
+    every._rows = np.arange(200)
+    assert sorted(both) == sorted(image.tobytes() for image in every[:])
+    again = pickle.loads(pickle.dumps(held))
+    assert np.array_equal(again[3:5], held[np.array([3, 4])])
+    assert np.array_equal(next(training.batches(7, 150))[0], training[150:151][0])
+
+
+@pytest.mark.parametrize(("share", "counts"), [(0.0, [0, 0, 0]), (0.2, [2, 1, 0]), (0.5, [5, 2, 0])])
+def test_held_out_images_are_spread_over_their_class(share, counts):
+    labels = np.array([0] * 10 + [1] * 4 + [2])
+    chosen = held_out(labels, share)
+    assert [int(chosen[labels == label].sum()) for label in range(3)] == counts
+    assert not chosen[0]
+    assert chosen[5:10].sum() == (counts[0] + 1) // 2
 
 
 @pytest.mark.parametrize("side", [(300, 150), (133, 700), (65, 64)])

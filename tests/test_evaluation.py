@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,13 +12,21 @@ from PIL import Image
 from gat.config import ParamsError
 from gat.evaluation.extractor import Extractor, TrainedClassifier, save_extractor, train_classifier
 from gat.evaluation.features import compute_reference
-from gat.evaluation.fid import Reference, fid, fid_of_halves, read_reference
+from gat.evaluation.fid import Reference, evenly_spaced, fid, read_reference
 from gat.evaluation.grid import image_grid
-from gat.evaluation.metrics import compute_metrics, kid, precision_recall, within_class_variance
+from gat.evaluation.metrics import (
+    compute_metrics,
+    density_coverage,
+    kid,
+    nearest_in_training,
+    precision_recall,
+    within_class_variance,
+)
 from gat.evaluation.sampling import Sampler, label_cycle, sample_inputs
 from gat.evaluation.warnings import diverging_fid, few_for_fid, flat_discriminator, warnings_of
 from gat.gan.networks import Generator, require_finite
 from gat.release.pipeline import GATPipeline
+from gat.report.columns import METRICS
 
 TINY = {"width": 16, "depth": 4, "heads": 2, "patch": 2, "latent_size": 8, "classes": 10}
 
@@ -70,14 +79,39 @@ def test_too_few_classes_and_images_are_refused_with_their_key():
 def test_spread_within_classes_is_the_closed_form_and_tells_collapse(rng):
     labels = np.arange(3000) % 3
     features = 50.0 * labels[:, None] + rng.normal(0, [1.0, 2.0], (3000, 2))
-    assert within_class_variance(features, labels) == pytest.approx(5, rel=0.1)
-    assert within_class_variance(50.0 * labels[:, None] + np.zeros((1, 2)), labels) == 0
+    assert within_class_variance(features, labels, 3) == pytest.approx(5, rel=0.1)
+    assert within_class_variance(features[labels < 2], labels[labels < 2], 3) == pytest.approx(10 / 3, rel=0.1)
+    assert within_class_variance(50.0 * labels[:, None] + np.zeros((1, 2)), labels, 3) == 0
 
 
-def test_one_half_of_the_same_images_is_near_the_other(rng):
-    features = rng.normal(size=(4000, 8))
-    assert fid_of_halves(features) == pytest.approx(0, abs=0.05)
-    assert fid(features + 1, Reference.from_features(features)) == pytest.approx(8, rel=1e-6)
+def test_misread_samples_are_no_diversity(rng):
+    """Each class one point, but for three in ten samples that are another class's."""
+    labels = np.arange(3000) % 3
+    real = 50.0 * labels[:, None] + rng.normal(size=(3000, 2))
+    shown = np.where(rng.random(3000) < 0.3, (labels + 1) % 3, labels)
+    reference = dataclasses.replace(Reference.from_features(real), labels=labels)
+    assert compute_metrics(50.0 * shown[:, None] + np.zeros((1, 2)), labels, reference, shown)["spread"] == 0
+    assert compute_metrics(real, labels, reference, labels)["spread"] == pytest.approx(1)
+
+
+def test_density_and_coverage_by_hand():
+    """Reals on a line at 0, 1, …, 9, whose balls reach 3 or, at the ends, up to 5; samples in some of them."""
+    real = np.arange(10.0)[:, None]
+    radii = [5, 4, 3, 3, 3, 3, 3, 3, 4, 5]
+    samples = np.array([[-3.5], [0.4], [40.0]])
+    inside = np.abs(real - samples.T) <= np.array(radii)[:, None]
+    density, coverage = density_coverage(samples, real)
+    assert density == pytest.approx(inside.sum() / (5 * 3))
+    assert coverage == pytest.approx(inside.any(1).mean())
+    assert coverage < 1
+
+
+def test_copies_are_nearest_to_what_they_copy(rng):
+    training, held = rng.normal(size=(2000, 8)), rng.normal(size=(500, 8))
+    assert nearest_in_training(rng.normal(size=(2000, 8)), training, held) == pytest.approx(0.5, abs=0.05)
+    copies = training[evenly_spaced(2000, 500)] + rng.normal(0, 0.01, (500, 8))
+    assert nearest_in_training(copies, training, held) > 0.99
+    assert nearest_in_training(held, training, held) < 0.01
 
 
 def save_pngs(images: np.ndarray, folder: Path) -> str:
@@ -225,8 +259,11 @@ def test_metrics_go_by_their_names(rng):
     assert (metrics["precision"], metrics["recall"]) == precision_recall(features, reference.features)
     assert metrics["precision"] != metrics["recall"]
     assert "kid" not in compute_metrics(features, labels, Reference(reference.mu, reference.sigma))
-    labelled = Reference(reference.mu, reference.sigma, features, labels)
-    assert compute_metrics(2 * features, labels, labelled)["spread"] == pytest.approx(4)
+    labelled = Reference(reference.mu, reference.sigma, features, labels, held=features)
+    metrics = compute_metrics(2 * features, labels, labelled, labels)
+    assert metrics["spread"] == pytest.approx(4)
+    assert metrics["fid_held"] == fid(2 * features, Reference.from_features(features)) != metrics["fid"]
+    assert metrics.keys() == {column.key for column in METRICS}
 
 
 def test_a_flat_discriminator_and_a_rising_fid_have_a_warning():

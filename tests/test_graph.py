@@ -21,6 +21,7 @@ from PIL import Image
 from project import Project, ran, wait_for_end, without_commit
 
 from gat.release.pipeline import GATPipeline
+from gat.report.columns import METRICS
 
 MODEL = ["train-model", "evaluate-model", "package-model"]
 STAGES, RUNS = ("train", "evaluate", "package"), ("B-2", "B-4", "S-2")
@@ -52,7 +53,7 @@ def test_repro_makes_the_figure_and_the_tables_and_then_nothing(finished):
     table = pd.read_csv(finished.folder / "reports/scaling.csv")
     assert sorted(zip(table.run, table.seed, strict=True)) == [(run, 0) for run in (*RUNS, "model")]
     columns = {"width", "depth", "patch", "params", "gmacs", "training_gmacs", "gap"}
-    assert columns | {"fid", "kid", "precision", "recall", "spread", "recognized"} <= {*table.columns}
+    assert columns | {column.key for column in METRICS} <= {*table.columns}
     assert (table.fid > 0).all()
     assert table.fid.nunique() == 4
     assert (finished.folder / "reports/scaling.png").stat().st_size > 20_000
@@ -273,7 +274,7 @@ def test_export_is_a_pipeline_with_a_card_and_no_path_of_this_machine(project):
     card = ModelCard.load(folder / "README.md")
     metrics = json.loads((project.folder / "results/B-2/seed-0/metrics.json").read_text())
     assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
-        key: metrics[key] for key in ("fid", "kid", "precision", "recall", "spread", "recognized")
+        column.key: metrics[column.key] for column in METRICS if column.key in metrics
     }
     assert project.type("git", "rev-parse", "HEAD").stdout.strip() in card.text
     image = GATPipeline.from_pretrained(folder)(["7"], generator=torch.Generator().manual_seed(1)).images[0]

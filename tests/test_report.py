@@ -27,7 +27,8 @@ PAPER = np.array([(15.2, 6.06, 7.77), (9.5, 23.0, 24.96), (4.6, 80.6, 82.89), (4
 PATCH_4 = np.array([(35.0, 1.41), (20.5, 5.56)])  # S/4, B/4
 FACTORS = (0.9, 1.0, 1.1)  # of the seeds' FIDs about the law
 COLORS = ["#aaaaff", "#000088"], "#ff0000"
-FLOORS = {"reconstructions": 2.5, "real halves": 0.5}
+FLOORS = {"reconstructions": 2.5, "held-out reals": 0.5}
+MEASURED = {name: {"samples": 1000, "fid": fid, "recall": 0.75} for name, fid in FLOORS.items()}
 
 
 @pytest.fixture
@@ -66,7 +67,9 @@ def labels(axes) -> list[str]:
 
 
 def page(table: pd.DataFrame) -> str:
-    return scaling_page(table, fit_scaling(table), equal_compute(table, curves_of(table)), FLOORS, ["Features: some."])
+    return scaling_page(
+        table, fit_scaling(table), equal_compute(table, curves_of(table)), MEASURED, ["Features: some."]
+    )
 
 
 def cells(markdown: str) -> dict[str, dict[str, str]]:
@@ -266,7 +269,7 @@ def test_page_has_laws_forecasts_differences_floors_and_notes(table):
         "| S-2    | B-2  | 0.5 [",
         "FID S-2 > B-2 > L-2: 27 of 27 pairs",
         "Lowest FID at equal training compute: S-2 up to",
-        "reconstructions 2.5",
+        "| reconstructions | 1,000    | 2.50",
     ):
         assert part in text, part
     assert text.endswith("Features: some.\n")
@@ -297,7 +300,7 @@ def test_figure_has_the_papers_panels_and_training_compute(table):
         assert shown.keys() == {"S-2", "B-2", "L-2", "L-4"}
         assert shown["L-2"] == pytest.approx((16 * factor, 75), rel=0.01)
         assert any("patch 2: exponent -0.50" in label for label in labels(axes))
-        assert {"reconstructions: 2.5", "real halves: 0.5"} <= {*labels(axes)}
+        assert {"reconstructions: 2.5", "held-out reals: 0.5"} <= {*labels(axes)}
         points = np.concatenate([c.get_offsets() for c in axes.collections])
         for row in table.itertuples():  # every seed's own point
             assert np.isclose(points, [factor * row.gmacs, row.fid]).all(axis=1).any(), row

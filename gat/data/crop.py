@@ -84,6 +84,7 @@ def write_images(
     size: int,
     encoding: str = "webp",
     on_error: str = "stop",
+    holdout: float = 0.0,
     shard: int = SHARD,
     progress: bool = True,
 ) -> list[str]:
@@ -97,6 +98,7 @@ def write_images(
         size: side in pixels.
         encoding: `webp` (lossless), or `jpeg` (quality 95, full color resolution), about half as large.
         on_error: `stop` if an image cannot be read, or `skip` it.
+        holdout: share of each class that is held out of all training; see `gat.data.images.Images`.
         shard: images per file.
         progress: show a progress bar.
 
@@ -127,7 +129,7 @@ def write_images(
     with ThreadPoolExecutor(cores()) as pool:
         write_shards(folder, "images", "arrow", len(data), write, shard, progress)
     if PartialState().is_main_process:
-        _write_info(folder, size, source)
+        _write_info(folder, size, source, holdout)
     PartialState().wait_for_everyone()
     skipped: list[str] = json.loads((folder / "images.json").read_text())["skipped"]
     if len(skipped) == len(data):
@@ -157,12 +159,13 @@ def _reason(error: Exception) -> str:
     return re.sub(r"<_io\.[^>]*>|'/[^']*'|\"/[^\"]*\"", "it", str(error))
 
 
-def _write_info(folder: Path, size: int, source: Source) -> None:
+def _write_info(folder: Path, size: int, source: Source, holdout: float) -> None:
     """Write `images.json` if it is missing, and remove the partial lists of skipped images, which it includes."""
     path, lists = folder / "images.json", sorted(folder.glob("skipped-*.json"))
     if not path.exists():
         skipped = list(itertools.chain.from_iterable(json.loads(part.read_text()) for part in lists))
-        info = {"size": size, "classes": source.classes, "skipped": skipped, "left_out": source.left_out}
+        about = {"size": size, "classes": source.classes, "holdout": holdout}
+        info = about | {"skipped": skipped, "left_out": source.left_out}
         write_json(path, info)
     for part in lists:
         part.unlink()

@@ -1,7 +1,8 @@
 """Reads the folder of images that all training and evaluation uses.
 
 Folder: `images-00000.arrow`, …, Arrow tables of `image` (encoded file) and `label` (int64), in the order of the source;
-`images.json`: side, class names, images that could not be read (`skipped`), and other files left out (`left_out`).
+`images.json`: side, class names, the share of each class held out of all training (`holdout`), images that could not be
+read (`skipped`), and other files left out (`left_out`).
 Only `gat.data.crop.write_images` writes it, and only `Images` reads it.
 """
 
@@ -16,8 +17,22 @@ import pyarrow as pa
 from PIL import Image
 
 
+def held_out(labels: np.ndarray, share: float) -> np.ndarray:
+    """Which of the images with these labels (N,) are held out: evenly spaced ones of each class, boolean (N,)."""
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = min(round(share * len(rows)), len(rows) - 1)
+        chosen[rows[((np.arange(count) + 0.5) * len(rows) / max(count, 1)).astype(int)]] = True
+    return chosen
+
+
 class Images:
     """The images of a folder that `gat.data.crop.write_images` wrote: memory-mapped, decoded on access.
+
+    Args:
+        folder: the folder.
+        held: the images that are held out, in place of those that are trained on.
 
     Attributes:
         labels: int64 (N,).
@@ -28,25 +43,27 @@ class Images:
         FileNotFoundError: there is no such folder.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, held: bool = False) -> None:
+        self.folder, self._held = Path(folder), held
         info = json.loads((self.folder / "images.json").read_text())
         self.classes: list[str] = info["classes"]
         self.size: int = info["size"]
         files = sorted(self.folder.glob("images-*.arrow"))
         table = pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files])
         self._encoded = table["image"]
-        self.labels: np.ndarray = table["label"].to_numpy()
+        labels: np.ndarray = table["label"].to_numpy()
+        self._rows = np.flatnonzero(held_out(labels, info["holdout"]) == held)
+        self.labels = labels[self._rows]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Images, (self.folder,)  # pickles the path, not the images
+        return Images, (self.folder, self._held)  # pickles the path, not the images
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         """Images by slice or integer array: uint8 (B, H, W, 3)."""
-        rows = range(*index.indices(len(self))) if isinstance(index, slice) else index.tolist()
+        rows = self._rows[index].tolist()
         pixels = np.empty((len(rows), self.size, self.size, 3), dtype=np.uint8)
         for i, row in enumerate(rows):
             with Image.open(io.BytesIO(self._encoded[row].as_buffer())) as image:

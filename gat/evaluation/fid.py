@@ -19,6 +19,7 @@ class Reference:
         features: (n, d) of some of the images, for KID, precision and recall; None: unknown.
         labels: (n,) classes of these images, for the within-class variance; None: unknown.
         class_counts: (classes,) class proportions of samples to compare; None: each class equally often.
+        held: (m, d) features of the real images that are held out of all training; None: there are none.
     """
 
     mu: np.ndarray
@@ -26,6 +27,7 @@ class Reference:
     features: np.ndarray | None = None
     labels: np.ndarray | None = None
     class_counts: np.ndarray | None = None
+    held: np.ndarray | None = None
 
     @classmethod
     def from_features(cls, features: np.ndarray) -> "Reference":
@@ -34,7 +36,7 @@ class Reference:
 
     @classmethod
     def load(cls, path: str | Path) -> "Reference":
-        """Read an `.npz` with `mu` and `sigma`, and optionally `features`, `labels` and `class_counts`."""
+        """Read an `.npz` with `mu` and `sigma`, and optionally the other attributes."""
         with np.load(path, allow_pickle=False) as file:
             return cls(**{field.name: file.get(field.name) for field in dataclasses.fields(cls)})
 
@@ -82,10 +84,3 @@ def fid(features: np.ndarray, reference: Reference) -> float:
         raise FloatingPointError("features of the samples are not finite")
     mu, sigma = np.mean(features, axis=0), np.cov(features, rowvar=False)
     return float(frechet_distance(mu, sigma, reference.mu, reference.sigma))
-
-
-def fid_of_halves(features: np.ndarray, seed: int = 0) -> float:
-    """FID of a random half of features (N, d) against the other: what a perfect generator gets with as few samples."""
-    order = np.random.default_rng(seed).permutation(len(features))
-    first, second = np.array_split(features[order], 2)
-    return fid(first, Reference.from_features(second))

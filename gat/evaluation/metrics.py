@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from cleanfid.fid import kernel_distance
 
-from gat.evaluation.fid import Reference, fid
+from gat.evaluation.fid import Reference, evenly_spaced, fid
 
-NEIGHBOURS = 3  # k of the manifold estimate of precision and recall
+NEIGHBOURS, NEIGHBOURS_OF_REALS = 3, 5  # k of precision and recall, and of density and coverage
 
 
 @contextmanager
@@ -29,9 +29,13 @@ def kid(features: np.ndarray, reference: np.ndarray, seed: int = 0) -> float:
         return kernel_distance(reference, features)
 
 
-def _knn_radii(features: torch.Tensor) -> torch.Tensor:
-    """Distance of each row to its 3rd nearest neighbour, (N,)."""
-    nearest = [torch.cdist(rows, features).topk(NEIGHBOURS + 1, largest=False).values for rows in features.split(1000)]
+def _tensors(*features: np.ndarray, device: torch.device | str) -> list[torch.Tensor]:
+    return [torch.from_numpy(own).to(device, torch.float32) for own in features]
+
+
+def _knn_radii(features: torch.Tensor, k: int) -> torch.Tensor:
+    """Distance of each row to its k-th nearest neighbour, (N,)."""
+    nearest = [torch.cdist(rows, features).topk(k + 1, largest=False).values for rows in features.split(1000)]
     return torch.cat(nearest)[:, -1]  # the nearest is the row itself
 
 
@@ -48,17 +52,56 @@ def precision_recall(
     Returns:
         The share of samples inside the real manifold, and of real images inside the samples' manifold.
     """
-    fake, real = (torch.from_numpy(f).to(device, torch.float32) for f in (features, reference))
-    return _fraction_in_manifold(fake, real, _knn_radii(real)), _fraction_in_manifold(real, fake, _knn_radii(fake))
+    fake, real = _tensors(features, reference, device=device)
+    return (
+        _fraction_in_manifold(fake, real, _knn_radii(real, NEIGHBOURS)),
+        _fraction_in_manifold(real, fake, _knn_radii(fake, NEIGHBOURS)),
+    )
 
 
-def within_class_variance(features: np.ndarray, labels: np.ndarray) -> float:
+def density_coverage(
+    features: np.ndarray, reference: np.ndarray, device: torch.device | str = "cpu"
+) -> tuple[float, float]:
+    """Density and coverage (Naeem et al. 2020, k = 5) of features (N, d) against real ones (n, d).
+
+    Both look at the balls around real images that reach to their 5th nearest other one, so that an outlier among the
+    samples has no part in them.
+
+    Returns:
+        The mean number of balls that a sample lies in, divided by k; and the share of balls with a sample in them.
+    """
+    fake, real = _tensors(features, reference, device=device)
+    radii = _knn_radii(real, NEIGHBOURS_OF_REALS)
+    balls = covered = 0
+    for centers, reach in zip(real.split(1000), radii.split(1000), strict=True):
+        inside = torch.cdist(centers, fake) <= reach[:, None]
+        balls, covered = balls + int(inside.sum()), covered + int(inside.any(dim=1).sum())
+    return balls / (NEIGHBOURS_OF_REALS * len(fake)), covered / len(real)
+
+
+def nearest_in_training(
+    features: np.ndarray, training: np.ndarray, held: np.ndarray, device: torch.device | str = "cpu"
+) -> float:
+    """Share (0–1) of samples (N, d) whose nearest real image is a training image, among as many of both kinds.
+
+    0.5 if samples are no nearer to the images that were trained on than to others; 1 if they are copies.
+    """
+    count = min(len(training), len(held))
+    fake, *reals = _tensors(features, *(own[evenly_spaced(len(own), count)] for own in (training, held)), device=device)
+    of_training, of_held = (
+        torch.cat([torch.cdist(rows, own).min(dim=1).values for rows in fake.split(1000)]) for own in reals
+    )
+    return ((of_training < of_held).float() + (of_training == of_held).float() / 2).mean().item()
+
+
+def within_class_variance(features: np.ndarray, labels: np.ndarray, classes: int) -> float:
     """Variance of features (N, d) within each class, summed over features and averaged over classes.
 
-    Its ratio to that of real images measures collapse: it is 0 if all samples of a class are the same image.
+    Its ratio to that of real images measures collapse: it is 0 if all samples of a class are the same image. A class of
+    fewer than two images has no variance.
     """
-    classes = [features[labels == label] for label in np.unique(labels)]
-    return float(np.mean([rows.var(axis=0, ddof=1).sum() for rows in classes if len(rows) > 1]))
+    rows = [features[labels == label] for label in range(classes)]
+    return float(sum(own.var(axis=0, ddof=1).sum() for own in rows if len(own) > 1) / classes)
 
 
 def compute_metrics(
@@ -80,17 +123,26 @@ def compute_metrics(
         seed: of KID's subsets.
 
     Returns:
-        `fid`; if the reference has features, `kid`, `precision` and `recall`; if it also has labels, `spread`, the
-        within-class variance of samples over that of real images; with `predicted`, `recognized`, the classifier's
-        accuracy (0–1) on the samples.
+        `fid`; if the reference has features, `kid`, `precision`, `recall`, `density` and `coverage`; with `predicted`,
+        `recognized`, the classifier's accuracy (0–1) on the samples, and if the reference has labels, `spread`, the
+        within-class variance of recognized samples over that of real images; if the reference has held-out images,
+        `fid_held` against them, and `nearest_in_training`.
     """
     metrics = {"fid": fid(features, reference)}
+    if reference.held is not None and len(reference.held) > features.shape[1]:  # else their covariance is singular
+        metrics["fid_held"] = fid(features, Reference.from_features(reference.held))
     if reference.features is not None:
         precision, recall = precision_recall(features, reference.features, device)
+        density, coverage = density_coverage(features, reference.features, device)
         metrics |= {"kid": kid(features, reference.features, seed), "precision": precision, "recall": recall}
-        if reference.labels is not None:
-            variance = within_class_variance(reference.features, reference.labels)
-            metrics["spread"] = within_class_variance(features, labels) / variance
+        metrics |= {"density": density, "coverage": coverage}
+    if reference.features is not None and reference.held is not None:
+        metrics["nearest_in_training"] = nearest_in_training(features, reference.features, reference.held, device)
     if predicted is not None:
-        metrics["recognized"] = float(np.mean(predicted == labels))
+        recognized = predicted == labels
+        metrics["recognized"] = float(np.mean(recognized))
+        if reference.features is not None and reference.labels is not None:
+            classes = int(max(reference.labels.max(), labels.max())) + 1
+            variance = within_class_variance(reference.features, reference.labels, classes)
+            metrics["spread"] = within_class_variance(features[recognized], labels[recognized], classes) / variance
     return metrics

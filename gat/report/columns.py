@@ -52,12 +52,26 @@ SIZE = (  # the same for all seeds of a run
     Column("training_gmacs", "training GMACs", ".4g", None, "10⁹ multiply-adds of all steps, without a teacher"),
 )
 METRICS = (
-    Column("fid", "FID", ".2f", "lower", "Fréchet distance between features of samples and of real images", True),
-    Column("kid", "KID", ".3f", "lower", "kernel distance between the same features"),
+    Column("fid", "FID", ".2f", "lower", "Fréchet distance of samples to training images, in features", True),
+    Column("fid_held", "FID held-out", ".2f", "lower", "the same to images that were not trained on"),
+    Column("kid", "KID", ".3f", "lower", "kernel distance between features of samples and of training images"),
     Column("precision", "precision", ".3f", "higher", "share of samples inside the manifold of real images (k = 3)"),
     Column("recall", "recall", ".3f", "higher", "share of real images inside the manifold of samples (k = 3)"),
-    Column("spread", "spread", ".2f", None, "within-class variance of samples over that of real images; 0: collapsed"),
+    Column("density", "density", ".3f", "higher", "real images in whose neighbourhood a sample lies, over k = 5"),
+    Column(
+        "coverage", "coverage", ".3f", "higher", "share of real images in whose neighbourhood a sample lies (k = 5)"
+    ),
+    Column(
+        "spread", "spread", ".2f", None, "within-class variance of recognized samples over that of reals; 0: collapsed"
+    ),
     Column("recognized", "recognized", ".3f", "higher", "share of samples that the classifier assigns to their class"),
+    Column(
+        "nearest_in_training",
+        "nearest in training",
+        ".3f",
+        None,
+        "share of samples whose nearest real is a training image, of as many held-out ones; 0.5: no copying",
+    ),
 )
 GAP = Column("gap", "gap", ".2f", None, "mean D(real) − D(fake) over the last tenth of training; near 0, D is flat")
 WARNINGS = Column("warnings", "warnings", None, None, "reasons to doubt a training or its FID")

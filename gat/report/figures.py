@@ -49,7 +49,7 @@ def draw_scaling(
         equal: FID against training compute, see `equal_compute`.
         colors: from the smallest size to the largest, interpolated where there are more sizes.
         highlight: color of the model under test.
-        floors: FIDs that no generator is expected to beat, by name.
+        floors: FIDs of reconstructions and of real images, by name.
     """
     study = study_of(table)
     figure = Figure(figsize=(11.5, 12.6), layout="constrained", dpi=130)

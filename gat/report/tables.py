@@ -18,7 +18,7 @@ def scaling_page(
     table: pd.DataFrame,
     scalings: Sequence[Scaling],
     equal: EqualCompute | None,
-    floors: Mapping[str, float],
+    floors: Mapping[str, Mapping[str, float]],
     notes: Sequence[str] = (),
 ) -> str:
     """The study as a Markdown page.
@@ -27,7 +27,7 @@ def scaling_page(
         table: of all trainings, see `training_table`.
         scalings: the laws, see `fit_scaling`.
         equal: see `equal_compute`.
-        floors: FIDs of reconstructions and of real images, by name.
+        floors: metrics of reconstructions and of real images, by name.
         notes: paragraphs at the end.
     """
     lines = ["# The scaling study", "", runs_table(table), "", MEANS, ""]
@@ -42,8 +42,7 @@ def scaling_page(
         lines += ["## Equal training compute", "", equal_text(table, equal), ""]
     lines += sizes_section(study_of(table))
     if floors:
-        named = ", ".join(f"{name} {fid:.3g}" for name, fid in floors.items())
-        lines += [f"FID floors, which no generator is expected to beat: {named}.", ""]
+        lines += ["## Floors", "", floors_table(floors), "", FLOORS_NOTE, ""]
     return "\n".join([*lines, *(f"{note}\n" for note in notes)])
 
 
@@ -57,6 +56,22 @@ def runs_table(table: pd.DataFrame) -> str:
         size = [column.text(own[column.key].iloc[0]) for column in SIZE]
         rows.append([name, *size, len(own), *(mean_text(own[column.key], column.format) for column in measured)])
     return markdown_table(headings, rows)
+
+
+FLOORS_NOTE = (
+    "Metrics of real images, measured as those of samples are. A generator of perfect images would have about these "
+    "values with as many samples; FID falls as their number grows."
+)
+
+
+def floors_table(floors: Mapping[str, Mapping[str, float]]) -> str:
+    """A row a floor in Markdown, with all of its metrics."""
+    shown = [column for column in METRICS if any(column.key in own for own in floors.values())]
+    rows = [
+        [name, f"{own['samples']:,.0f}", *(column.text(own.get(column.key)) for column in shown)]
+        for name, own in floors.items()
+    ]
+    return markdown_table(["images", "number", *(column.title for column in shown)], rows)
 
 
 def _measured(table: pd.DataFrame) -> list[Column]:
