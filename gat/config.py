@@ -107,6 +107,7 @@ class Evaluate(_Section):
     """Samples for the final metrics."""
 
     samples: Annotated[int, Field(ge=100)]
+    sample_sets: PositiveInt
     seed: Seed
     truncation_psi: UnitInterval
     guidance_scale: NonNegativeFloat

@@ -14,7 +14,7 @@ from gat.config import Params
 from gat.data.vae import load_vae
 from gat.evaluation.extractor import Extractor
 from gat.evaluation.features import compute_features
-from gat.evaluation.fid import Reference
+from gat.evaluation.fid import Reference, fid
 from gat.evaluation.grid import image_grid
 from gat.evaluation.metrics import compute_metrics
 from gat.evaluation.sampling import Sampler, sample_inputs, save_npz
@@ -36,16 +36,21 @@ def main(params: Params) -> None:
     generator = Generator.from_pretrained(networks / "generator").to(accelerator.device)
     require_finite(generator, str(networks / "generator"))
     vae = load_vae(VAE if pretrained is None else Path(pretrained) / "vae", accelerator.device)
-    sampler = Sampler(
-        generator,
-        vae,
-        settings.seed,
-        settings.truncation_psi,
-        settings.guidance_scale,
-        params.compute.vae_batch,
-        reference.class_counts,
-    )
+    samplers = [
+        Sampler(
+            generator,
+            vae,
+            settings.seed + i,
+            settings.truncation_psi,
+            settings.guidance_scale,
+            params.compute.vae_batch,
+            reference.class_counts,
+        )
+        for i in range(settings.sample_sets)
+    ]
+    sampler = samplers[0]
     features = compute_features(sampler, extractor, settings.samples, batch_size)
+    others = [compute_features(other, extractor, settings.samples, batch_size) for other in samplers[1:]]
     if settings.save_samples is not None:
         path = Path(settings.save_samples) / f"{training.folder}.npz"
         save_npz(sampler, path, settings.samples, batch_size)
@@ -58,6 +63,7 @@ def main(params: Params) -> None:
     cost = cost_of(generator.config, discriminator, results.read("run"))
     measured = {
         "samples": settings.samples,
+        "fid_sets": [metrics["fid"], *(fid(other, reference) for other in others)],
         "labels": "uniform" if reference.class_counts is None else "reals",
         "extractor": extractor.name,
         "mode": extractor.mode,

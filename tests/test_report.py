@@ -276,6 +276,15 @@ def test_page_has_laws_forecasts_differences_floors_and_notes(table):
     assert "training GMACs" not in page(without_training_compute(table, "S-2", "B-2")).split("## Power laws")[1]
 
 
+def test_noise_of_sampling_stands_beside_that_of_seeds(table):
+    """Pairs of sets whose logarithms differ by √2 · 10 % have a standard deviation of 10 %."""
+    assert "Noise of sampling" not in page(table)
+    table["fid_sets"] = [[fid, fid * np.exp(0.1 * 2**0.5)] for fid in table.fid]
+    seeds = np.std(np.log(FACTORS), ddof=1)
+    assert f"of one training: 10.0%; between seeds of one run: {seeds:.1%}." in page(table)
+    assert page(table[table.seed == 0]).count("between seeds") == 0
+
+
 def test_warnings_are_marked_in_table_and_figure(table):
     assert "(!)" not in page(table)
     row = (table.run == "B-2") & (table.seed == 1)

@@ -1,10 +1,12 @@
 """The study and its ablations as Markdown pages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from gat.report.columns import GAP, METRICS, RUN, SIZE, Column, mean_text
 from gat.report.comparisons import ALPHA, Claim, compare_sizes, judge, trend
@@ -41,6 +43,8 @@ def scaling_page(
     if equal is not None:
         lines += ["## Equal training compute", "", equal_text(table, equal), ""]
     lines += sizes_section(study_of(table))
+    if text := sampling_text(table):
+        lines += ["## Noise of sampling and of seeds", "", text, ""]
     if floors:
         lines += ["## Floors", "", floors_table(floors), "", FLOORS_NOTE, ""]
     return "\n".join([*lines, *(f"{note}\n" for note in notes)])
@@ -56,6 +60,23 @@ def runs_table(table: pd.DataFrame) -> str:
         size = [column.text(own[column.key].iloc[0]) for column in SIZE]
         rows.append([name, *size, len(own), *(mean_text(own[column.key], column.format) for column in measured)])
     return markdown_table(headings, rows)
+
+
+def sampling_text(table: pd.DataFrame) -> str:
+    """How much log FID varies between sets of samples of one training, and between seeds; empty if it is unknown."""
+
+    def deviation(groups: Iterable[ArrayLike]) -> float:
+        """Pooled over groups of as many degrees of freedom as they have."""
+        logs = [own for own in (np.log(np.asarray(group, float)) for group in groups) if len(own) > 1]
+        squares = sum(((own - own.mean()) ** 2).sum() for own in logs)
+        return float((squares / sum(len(own) - 1 for own in logs)) ** 0.5) if logs else float("nan")
+
+    sets = deviation(table.get("fid_sets", pd.Series(dtype=object)).dropna())
+    seeds = deviation(own.to_numpy() for _, own in table.groupby("run").fid)
+    if sets != sets:
+        return ""
+    compared = "" if seeds != seeds else f"; between seeds of one run: {seeds:.1%}"
+    return f"Standard deviation of log FID, pooled: between sets of samples of one training: {sets:.1%}{compared}."
 
 
 FLOORS_NOTE = (
