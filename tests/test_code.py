@@ -30,13 +30,13 @@ CHANGES = [
     ("gat/gan/losses.py", '"""The adversarial losses', '"""Losses', set()),
     ("gat/release/pipeline.py", "import difflib\n", "# Near names.\nimport difflib\n", set()),
     ("gat/gan/training.py", "training diverged between", "it diverged between", set()),  # the text of an error
-    ("gat/config.py", "    bootstrap: PositiveInt\n", "    bootstrap: PositiveInt\n    dots: int = 0\n", set()),
-    ("gat/gan/noise.py", "SIGMA_MIN = 0.01", "SIGMA_MIN = 0.02", TRAIN),
+    ("gat/config.py", "    highlight: Color\n", "    highlight: Color\n    dots: int = 0\n", set()),
+    ("gat/gan/noise.py", "SIGMA_MIN = 0.01", "SIGMA_MIN = 0.02", TRAIN | EVALUATE),
     ("gat/gan/training.py", "w_avg()\n        self._update_ema()", "ema()\n        self._update_w_avg()", TRAIN),
-    ("gat/gan/losses.py", "repa_weight: float = 1.0", "repa_weight: float = 2.0", TRAIN),
+    ("gat/gan/losses.py", "repa_weight: float = 1.0", "repa_weight: float = 2.0", TRAIN | EVALUATE),
     ("gat/sizes.py", "HEAD_SIZE = 64", "HEAD_SIZE = 32", None),  # read by way of gat/config.py
     ("gat/release/standalone.py", "digest_size=6", "digest_size=8", PACKAGE | SHOWCASE),
-    ("gat/evaluation/metrics.py", "NEIGHBOURS = 3", "NEIGHBOURS = 4", EVALUATE | {"reference"}),
+    ("gat/evaluation/metrics.py", "_OF_REALS = 3, 5", "_OF_REALS = 3, 6", EVALUATE | {"reference", "floors"}),
     ("gat/study/cost.py", "/ 2 / 1e9", "/ 1e9", EVALUATE),
     ("gat/data/sources.py", 'EMBEDDED = "mnist5k"', 'EMBEDDED = "mnist"', {"images"}),
     ("gat/report/template/page.css", "body {", "body { margin: 1px;", {"report"}),
