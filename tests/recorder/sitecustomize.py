@@ -11,10 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Of sections that a run's overrides have made anew.
-OVERRIDDEN = {"Loss": "loss", "Levels": "loss.levels", "Augment": "loss.augment"}
-OVERRIDDEN |= {"Optimization": "train", "Repa": "repa"}
-
 
 def record() -> None:
     """Have every key that is read from params.yaml from now on written when this process ends."""
@@ -22,8 +18,10 @@ def record() -> None:
 
     base, load = config._Section, config.load_params
     get, check = base.__getattribute__, config.Params.check_latent_size
+    recipe = config.Params.recipe
     keys: dict[int, str] = {}
     read: set[str] = set()
+    kept: list[Any] = []  # sections whose id is a key
 
     def sections(section: Any, key: str = "") -> Iterator[tuple[int, str]]:
         """Every section, with its key; but no default, which entries of the study share."""
@@ -36,9 +34,8 @@ def record() -> None:
                     yield from sections(part, f"{own}.{last}" if last else own)
 
     def note(section: Any, name: str) -> None:
-        key = keys.get(id(section), OVERRIDDEN.get(type(section).__name__))
-        if keys and key is not None:
-            read.add(f"{key}.{name}".strip("."))
+        if id(section) in keys:
+            read.add(f"{keys[id(section)]}.{name}".strip("."))
 
     def getattribute(section: Any, name: str) -> Any:
         value = get(section, name)
@@ -54,8 +51,17 @@ def record() -> None:
 
     def load_and_record() -> Any:
         params = load()
+        read.clear()  # what validation has read
         keys.update(sections(params))
         return params
+
+    def recipe_and_record(params: Any, name: str) -> Any:
+        """A run's overrides make sections anew."""
+        made = recipe(params, name)
+        for key in ("loss", "train", "repa"):
+            kept.append(getattr(made, key))
+            keys.update(sections(kept[-1], key))
+        return made
 
     def check_unrecorded(params: Any, *size: Any) -> None:  # it may stop a stage, and decides no result
         before = {*read}
@@ -67,7 +73,8 @@ def record() -> None:
         Path(os.environ["READS"], " ".join(sys.orig_argv[3:])).write_text(json.dumps(found))
 
     base.__getattribute__, base.__iter__ = getattribute, iterate
-    config.load_params, config.Params.check_latent_size = load_and_record, check_unrecorded
+    config.load_params, config.Params.recipe = load_and_record, recipe_and_record
+    config.Params.check_latent_size = check_unrecorded
     atexit.register(write)
 
 
