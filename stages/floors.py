@@ -42,8 +42,8 @@ def main(params: Params) -> None:
     features = compute_features(reconstructions, extractor, len(index), params.compute.sample_batch)
     if accelerator.is_main_process:
         floors = {"reconstructions": measure(features, images.labels[index], reference)}
-        if reference.held is not None:
-            others = evenly_spaced(len(held), params.evaluate.samples)
+        others = evenly_spaced(len(held), params.evaluate.samples)
+        if reference.held is not None and len(others) > extractor.width:  # else their covariance is singular
             against = dataclasses.replace(reference, held=None)
             floors["held-out reals"] = measure(reference.held[others], held.labels[others], against)
         elif reference.features is not None and reference.labels is not None:

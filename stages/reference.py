@@ -45,8 +45,8 @@ def main(params: Params) -> None:
     if known is not None:
         computed = dataclasses.replace(computed, mu=known.mu, sigma=known.sigma) if computed else known
     if len(held := Images(IMAGES, held=True)) and computed is not None:
-        keep, batch_size = len(held), params.compute.sample_batch
-        features = compute_features(lambda start, stop: held[start:stop], extractor, keep, batch_size)
+        batch_size = params.compute.sample_batch
+        features = compute_features(lambda start, stop: held[start:stop], extractor, len(held), batch_size)
         computed = dataclasses.replace(computed, held=features)
     if accelerator.is_main_process and computed is not None:
         if params.metrics.labels == "reals":

@@ -9,6 +9,7 @@ import pytest
 
 from gat.config import Run
 from gat.report.ablations import Ablation, analyses_content, same_baselines, summarize
+from gat.report.columns import mean_text
 from gat.report.figures import draw_ablations
 from gat.report.tables import ablations_page
 
@@ -95,7 +96,10 @@ def result(run: str, width: int, seed: int, guided: bool = True, growth: float =
         "discriminator": known | {"reference": "classifier"},
         "steps": {
             "with": {"start": step, "later": step},
-            "without": {"start": step | {"generator": step["generator"] * width**growth}, "later": step},
+            "without": {
+                "start": step | {"generator": step["generator"] * width ** (growth + 0.01 * seed)},
+                "later": step,
+            },
         },
     }
 
@@ -108,11 +112,13 @@ def test_analyses_become_tables_plots_and_tested_claims():
     assert layers["plot"]["series"][0]["y"] == pytest.approx([0.6, 0.21])
     assert layers["plot"]["series"][0]["deviations"] == pytest.approx([0, 0.01])
     assert discriminators["rows"][1] == ["L", "0.900 ± 0.000", "0.700 ± 0.000", "0.050 ± 0.000", "0.300 ± 0.000"]
-    assert "generator, width-scaled rate: 0.00 ± 0.00; generator, constant rate: 1.00 ± 0.00" in start["text"]
-    assert "(difference of exponents): shows for the generator (+1 [" in start["text"]
-    assert "contradicted for the generator" in later["text"]
+    assert "generator, width-scaled rate: 0.00 ± 0.00; generator, constant rate: 1.01 ± 0.01" in start["text"]
+    assert "(difference of exponents): shows for the generator (+1.01 [" in start["text"]
+    assert "undecided for the generator (+0)" in later["text"]  # no spread at all
     assert start["columns"][2:] == ["width 8", "width 32"]
-    assert start["rows"][1][2:] == ["4.0800 ± 0.0800", "16.3200 ± 0.3200"]
+    assert start["rows"][1][2:] == [
+        mean_text([(0.5 + 0.01 * s) * width ** (1 + 0.01 * s) for s in range(3)], ".4f") for width in (8, 32)
+    ]
     assert "undecided for the generator" in analyses_content([results[0], results[3]])[2]["text"]
 
 

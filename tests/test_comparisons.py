@@ -31,7 +31,7 @@ LOW, HIGH, NEAR = [1.0, 1.1, 0.9], [4.0, 4.4, 3.8], [1.0, 1.02, 0.99, 1.01, 1.0]
         (NEAR, [1.01, 1.0, 1.0, 0.99, 1.02], "higher", "contradicted"),
         ([1.0, 2.0, 3.0], [1.5, 2.0, 3.0], "higher", "undecided"),
         ([5.0], LOW, "higher", "undecided"),
-        ([5.0, 5.0], [1.0, 1.0], "higher", "shows"),
+        ([5.0, 5.0], [1.0, 1.0], "higher", "undecided"),
     ],
 )
 def test_verdicts(sample, baseline, direction, verdict):

@@ -28,16 +28,16 @@ def test_embedded_digits_are_mnist_padded_to_32(digits):
 
 def test_a_share_of_each_class_is_held_out_and_no_image_is_lost(tmp_path):
     source = load_source("mnist5k")
-    write_images(
-        source._replace(data=source.data.select(range(0, 5000, 25))), tmp_path, 32, holdout=0.2, progress=False
-    )
-    training, held = Images(tmp_path), Images(tmp_path, held=True)
+    some = source._replace(data=source.data.select(range(0, 5000, 25)))
+    for name, share in (("split", 0.2), ("whole", 0.0)):
+        (tmp_path / name).mkdir()
+        write_images(some, tmp_path / name, 32, holdout=share, progress=False)
+    training, held = Images(tmp_path / "split"), Images(tmp_path / "split", held=True)
     assert np.bincount(training.labels).tolist() == [16] * 10
     assert np.bincount(held.labels).tolist() == [4] * 10
     both = [image.tobytes() for images in (training, held) for image in images[:]]
-    every = Images(tmp_path)
-    every._rows = np.arange(200)
-    assert sorted(both) == sorted(image.tobytes() for image in every[:])
+    assert sorted(both) == sorted(image.tobytes() for image in Images(tmp_path / "whole")[:])
+    assert len(Images(tmp_path / "whole", held=True)) == 0
     again = pickle.loads(pickle.dumps(held))
     assert np.array_equal(again[3:5], held[np.array([3, 4])])
     assert np.array_equal(next(training.batches(7, 150))[0], training[150:151][0])

@@ -217,7 +217,7 @@ def test_unusual_studies_are_reported(change, law, table):
 
 
 def test_sizes_are_compared_at_the_patch_of_most_runs_and_patches_at_each_size(table):
-    pairs = {(a, b): comparison for a, b, comparison in compare_sizes(study_of(table))}
+    pairs = {step[:2]: step.comparison for step in compare_sizes(study_of(table))}
     assert [*pairs] == [("S-2", "B-2"), ("B-2", "L-2"), ("L-4", "L-2")]
     assert pairs["S-2", "B-2"].difference == pytest.approx(np.log(0.5))
     assert pairs["S-2", "B-2"].text.startswith("0.5 [0.3")

@@ -23,8 +23,8 @@ Direction = Literal["higher", "lower"]
 class Comparison(NamedTuple):
     """A sample against a baseline, by Welch's t-test: their difference with its 95% interval.
 
-    Of positive values it is the difference of logarithms, and `text` gives ratios. With a single value on either side
-    the interval and both p-values are NaN.
+    Of positive values it is the difference of logarithms, and `text` gives ratios. With a single value on either side,
+    or no spread on both, the interval and both p-values are NaN.
     """
 
     difference: float
@@ -72,11 +72,8 @@ def compare(sample: ArrayLike, baseline: ArrayLike, logarithmic: bool = True) ->
     if logarithmic:
         a, b = np.log(a), np.log(b)
     difference = float(a.mean() - b.mean())
-    if min(len(a), len(b)) < 2:
+    if min(len(a), len(b)) < 2 or a.std() == b.std() == 0:  # such as the equal seeds of pretrained models
         return Comparison(difference, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, logarithmic)
-    if a.std() == b.std() == 0:  # a t-test divides by their spread
-        p, p_equal = float(difference == 0), float(abs(difference) >= EQUAL)
-        return Comparison(difference, difference, difference, p, p_equal, logarithmic)
     welch = stats.ttest_ind(a, b, equal_var=False)
     low, high = (float(end) for end in welch.confidence_interval(1 - ALPHA))
     error = (high - low) / 2 / stats.t.ppf(1 - ALPHA / 2, welch.df)
@@ -100,19 +97,26 @@ def judge(claims: Sequence[Claim]) -> list[Verdict]:
     return verdicts
 
 
-def compare_sizes(study: pd.DataFrame) -> list[tuple[str, str, Comparison]]:
-    """FID of each size against the next smaller one at the main patch, and of each patch against the next coarser one.
+class Step(NamedTuple):
+    """From one run of the study to the next larger or finer one, which is claimed to have a lower FID."""
 
-    Returns:
-        The name of the smaller or coarser run, that of the other one, and how the FID of the latter compares.
-    """
+    smaller: str
+    larger: str
+    comparison: Comparison  # of the larger run's FID with the smaller one's
+    verdict: Verdict
+
+
+def compare_sizes(study: pd.DataFrame) -> list[Step]:
+    """Each size against the next smaller one at the main patch, and each patch against the next coarser one."""
     runs = study.drop_duplicates("run").sort_values("gmacs")
     sizes = runs[runs.patch == main_patch(study)]
     pairs = [*zip(sizes.run, sizes.run[1:], strict=False)]
     for _, patches in runs.sort_values("patch", ascending=False).groupby(["width", "depth"]):
         pairs += zip(patches.run, patches.run[1:], strict=False)
     fids = {run: own.to_numpy() for run, own in study.groupby("run").fid}
-    return [(a, b, compare(fids[b], fids[a])) for a, b in pairs]
+    comparisons = [compare(fids[b], fids[a]) for a, b in pairs]
+    verdicts = judge([Claim(comparison, "lower") for comparison in comparisons])
+    return [Step(a, b, *judged) for (a, b), judged in zip(pairs, zip(comparisons, verdicts, strict=True), strict=True)]
 
 
 class Trend(NamedTuple):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from gat.config import MODEL, Training
 from gat.files import atomic_write
-from gat.report.comparisons import Claim, compare_sizes, judge
+from gat.report.comparisons import compare_sizes
 from gat.report.scaling_laws import EqualCompute, Fit, Scaling
 from gat.report.trainings import main_patch, study_of
 
@@ -93,15 +93,15 @@ def _draw_equal_compute(axes: Axes, equal: EqualCompute | None, shades: Mapping[
 
 def _draw_ratios(axes: Axes, study: pd.DataFrame) -> None:
     """The ratio of FIDs of each pair of neighbours with its interval, and the verdict."""
-    pairs = compare_sizes(study)
-    verdicts = judge([Claim(comparison, "lower") for *_, comparison in pairs])
-    for place, ((_, _, one), verdict) in enumerate(zip(pairs, verdicts, strict=True)):
-        mean, low, high = np.exp(one[:3])
-        bar = None if one.p != one.p else [[mean - low], [high - mean]]
-        axes.errorbar(mean, place, xerr=bar, fmt="o", color="black" if verdict != "undecided" else GRAY, capsize=3)
-        axes.annotate(verdict, (mean, place), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8.5)
+    steps = compare_sizes(study)
+    for place, step in enumerate(steps):
+        mean, low, high = np.exp(step.comparison[:3])
+        bar = None if np.isnan(low) else [[mean - low], [high - mean]]
+        color = GRAY if step.verdict == "undecided" else "black"
+        axes.errorbar(mean, place, xerr=bar, fmt="o", color=color, capsize=3)
+        axes.annotate(step.verdict, (mean, place), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8.5)
     axes.axvline(1, color=GRAY, lw=1)
-    axes.set_yticks(range(len(pairs)), [f"{a} → {b}" for a, b, _ in pairs])
+    axes.set_yticks(range(len(steps)), [f"{step.smaller} → {step.larger}" for step in steps])
     axes.margins(y=0.25)
     axes.invert_yaxis()
 

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from gat.report.columns import GAP, METRICS, RUN, SIZE, Column, mean_text
-from gat.report.comparisons import ALPHA, Claim, compare_sizes, judge, trend
+from gat.report.comparisons import ALPHA, compare_sizes, trend
 from gat.report.scaling_laws import EqualCompute, Fit, PowerLaw, Scaling, fid_at
 from gat.report.trainings import main_patch, study_of
 
@@ -101,11 +101,10 @@ def _measured(table: pd.DataFrame) -> list[Column]:
 
 def sizes_section(study: pd.DataFrame) -> list[str]:
     """The comparisons of neighbouring sizes and patches, and the trend over all sizes, as lines of Markdown."""
-    pairs = compare_sizes(study)
-    if not pairs:
+    steps = compare_sizes(study)
+    if not steps:
         return []
-    verdicts = judge([Claim(comparison, "lower") for _, _, comparison in pairs])
-    rows = [[a, b, one.text, one.p_text, verdict] for (a, b, one), verdict in zip(pairs, verdicts, strict=True)]
+    rows = [[one.smaller, one.larger, one.comparison.text, one.comparison.p_text, one.verdict] for one in steps]
     table = markdown_table(["from", "to", "FID ratio", "p", "a larger model or a finer patch lowers FID"], rows)
     return [
         "## Differences between runs",

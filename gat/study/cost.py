@@ -1,7 +1,7 @@
 """Cost of networks and trainings, counted on meta tensors: nothing is computed or allocated.
 
-GMACs are 10⁹ multiply-adds of matrix products and convolutions; a GFLOP is half a GMAC. Papers on generators write
-GMACs as "GFLOPs" (DiT-XL/2: 118.6).
+One GMAC is 10⁹ multiply-adds of matrix products and convolutions, or 2 GFLOPs. Papers on generators often write GMACs
+as "GFLOPs" (DiT-XL/2: 118.6).
 """
 
 import inspect
