@@ -72,7 +72,8 @@ def compare(sample: ArrayLike, baseline: ArrayLike, logarithmic: bool = True) ->
     if logarithmic:
         a, b = np.log(a), np.log(b)
     difference = float(a.mean() - b.mean())
-    if min(len(a), len(b)) < 2 or a.std() == b.std() == 0:  # such as the equal seeds of pretrained models
+    same = np.allclose(a, a[0]) and np.allclose(b, b[0])  # such as the seeds of pretrained models
+    if min(len(a), len(b)) < 2 or same:
         return Comparison(difference, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, logarithmic)
     welch = stats.ttest_ind(a, b, equal_var=False)
     low, high = (float(end) for end in welch.confidence_interval(1 - ALPHA))
