@@ -163,6 +163,10 @@ def test_equal_compute_finds_the_better_run(table):
     (first, start, cross), (second, _, end) = equal.best
     assert (first, second, start, end) == ("S-2", "L-2", pytest.approx(1), pytest.approx(100))
     assert cross == pytest.approx(10, rel=0.02)
+    curves[Training("S-2", 0)] = {"fid": np.array([[1, 40.0], [10, 20.0]])}
+    curves[Training("L-2", 0)] = {"fid": np.array([[50, 160.0], [100, 2.5]])}
+    (first, _, left), _ = equal_compute(study, curves).best  # nothing else is there from 10 to 50
+    assert (first, left >= 50) == ("S-2", True)
     assert equal_compute(table, {training: {} for training in curves_of(table)}) is None
 
 

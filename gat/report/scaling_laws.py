@@ -230,7 +230,7 @@ class EqualCompute(NamedTuple):
 def equal_compute(table: pd.DataFrame, curves: Mapping[Training, Mapping[str, np.ndarray]]) -> EqualCompute | None:
     """Compare the study's runs at equal training compute, between the points of their FID curves by interpolation.
 
-    A run is compared where its curve has points: from its first evaluation to its end. None without FID curves.
+    A run counts from its first evaluation on, and keeps its last FID after its end. None without FID curves.
     """
     study = study_of(table).dropna(subset="training_gmacs")
     by_run: dict[str, np.ndarray] = {}
@@ -245,10 +245,7 @@ def equal_compute(table: pd.DataFrame, curves: Mapping[Training, Mapping[str, np
     if not by_run:
         return None
     grid = np.geomspace(*_range(list(by_run.values())), 400)
-    logs = [
-        np.interp(np.log(grid), np.log(curve[:, 0]), np.log(curve[:, 1]), left=np.inf, right=np.inf)
-        for curve in by_run.values()
-    ]
+    logs = [np.interp(np.log(grid), np.log(curve[:, 0]), np.log(curve[:, 1]), left=np.inf) for curve in by_run.values()]
     names, leaders = list(by_run), np.argmin(logs, axis=0)
     best: list[tuple[str, float, float]] = []
     for at, leader in zip(grid, leaders, strict=True):
