@@ -32,5 +32,5 @@ $(READY): requirements.lock
 
 # Pins all dependencies of pyproject.toml, for all platforms, whatever package index they come from.
 lock:
-	uv pip compile pyproject.toml --extra pipeline --extra repa --extra dev --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --extra pipeline --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --output-file requirements.lock

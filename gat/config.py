@@ -25,6 +25,7 @@ from ruamel.yaml.error import YAMLError
 from gat.sizes import discriminator_size, head_count, level_count, norm_groups
 
 MODEL = "model"  # the model under test
+ADM_FILES = ", such as VIRTUAL_imagenet256_labeled.npz of github.com/openai/guided-diffusion, or null"
 INCEPTION_FEATURES = 2048  # the covariance of fewer samples than features is singular
 
 Dimension = Annotated[int, Field(gt=0, le=65536)]
@@ -92,6 +93,25 @@ class Classifier(_Section):
     seed: Seed
 
 
+class EncoderRecipe(_Section):
+    """Settings of a small self-supervised encoder."""
+
+    width: Annotated[int, Field(gt=0, le=4096, multiple_of=16)]
+    depth: PositiveInt
+    steps: PositiveInt
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: PositiveFloat
+    temperature: PositiveFloat
+    seed: Seed
+
+
+class EncoderSettings(_Section):
+    """The encoder of the second feature space: a pretrained one, one trained without labels on the images, or none."""
+
+    pretrained: PathOrHubId | None
+    recipe: EncoderRecipe | None
+
+
 class Metrics(_Section):
     """Features, reference statistics and labels behind all metrics."""
 
@@ -114,6 +134,17 @@ class Evaluate(_Section):
     save_samples: PathOrHubId | None
 
 
+class Samples(_Section):
+    """Samples of another model, which are only evaluated: an `.npz` as ADM's, or a folder of images.
+
+    `gmacs` and `params` are its cost, as the tables have it for generators; null: unknown.
+    """
+
+    path: PathOrHubId
+    gmacs: PositiveFloat | None = None
+    params: PositiveInt | None = None
+
+
 class Showcase(_Section):
     """Images and video of each run, from its first seed."""
 
@@ -132,6 +163,7 @@ class Analyze(_Section):
 
     runs: list[str]
     samples: Annotated[int, Field(ge=20)]
+    reals: Annotated[int, Field(ge=20)]
     steps: PositiveInt
     window: PositiveInt
 
@@ -306,6 +338,7 @@ class Params(_Section):
 
     data: Data
     vae: Vae
+    encoder: EncoderSettings
     metrics: Metrics
     model: ModelUnderTest
     loss: Loss
@@ -316,6 +349,7 @@ class Params(_Section):
     runs: list[str]
     ablations: list[str]
     seeds: Annotated[list[Seed], Field(min_length=1)]
+    samples: dict[str, Samples]
     showcase: Showcase
     analyze: Analyze
     compute: Compute
@@ -344,12 +378,16 @@ class Params(_Section):
                 _require(name in self.study, key, name, "entries of study: " + ", ".join(self.study))
         for name in self.ablations:
             _require(name not in self.runs, "ablations", name, "entries of study that are not in runs")
-        for name in self.study:
-            _require(name != MODEL, "study", name, "other names, since model is the model under test")
+        for key, name in [("study", name) for name in self.study] + [("samples", name) for name in self.samples]:
+            _require(name != MODEL, key, name, "other names, since model is the model under test")
             allowed = "letters, digits, - and _, starting with a letter or digit"
-            _require(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) is not None, "study", name, allowed)
-        for key in ("data.source", "vae.pretrained", "metrics.reference"):
+            _require(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) is not None, key, name, allowed)
+        for name, samples in self.samples.items():
+            _require(name not in self.study, "samples", name, "names that are not in study")
+            _require(Path(samples.path).exists(), f"samples.{name}.path", samples.path, "a file or folder that exists")
+        for key in ("data.source", "vae.pretrained", "encoder.pretrained"):
             _require_file(key, attrgetter(key)(self))
+        _require_file("metrics.reference", self.metrics.reference, ADM_FILES)
         if self.metrics.extractor == "classifier":
             _require(self.metrics.classifier is not None, "metrics.classifier", None, "a recipe")
         self._check_samples("evaluate.samples", self.evaluate.samples)
@@ -466,10 +504,10 @@ def _require(condition: bool, key: str, value: object, allowed: str) -> None:
         raise ParamsError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
 
 
-def _require_file(key: str, value: str | None) -> None:
+def _require_file(key: str, value: str | None, hint: str = "") -> None:
     """Check that a value written as a path exists; other values are hub ids."""
     if value is not None and value.startswith((".", "/", "~")):
-        _require(Path(value).exists(), key, value, "a file or folder that exists")
+        _require(Path(value).exists(), key, value, "a file or folder that exists" + hint)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,9 @@ CODE = Path("data/code")  # a file for each stage
 TRAININGS = Path("data/trainings.json")  # which trainings params.yaml names
 IMAGES = Path("data/images")
 EXTRACTOR = Path("data/extractor")
+ENCODER = Path("data/encoder")
 REFERENCE = Path("data/reference.npz")
+STATISTICS = Path("data/statistics")  # of reals in other features than the reference's
 FLOORS, REALS = Path("data/floors.json"), Path("data/reals.png")
 VAE = Path("data/vae")
 LATENTS = Path("data/latents")
@@ -45,7 +47,9 @@ def ablations_key(params: Params) -> str:
     names = [name for ablation in params.ablations for name in (ablation, params.baseline(ablation)) if name]
     names += [name for name in params.analyze.runs if name in params.trained_runs]
     recipes = [[section.model_dump() for section in params.recipe(name)] for name in names]
-    shared = params.model_dump(include={"data", "vae", "metrics", "evaluate", "seeds", "analyze", "ablations"})
+    shared = params.model_dump(
+        include={"data", "vae", "encoder", "metrics", "evaluate", "seeds", "analyze", "ablations"}
+    )
     content = [shared, params.model.width, recipes]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=10).hexdigest()
 
@@ -53,6 +57,11 @@ def ablations_key(params: Params) -> str:
 def results_of(params: Params, training: Training) -> Results:
     """The results of a training of either graph."""
     return Results((ABLATIONS if training.run in params.ablations else RESULTS) / training.folder)
+
+
+def results_of_samples(name: str) -> Results:
+    """The results of another model's samples; they have no curves."""
+    return Results(RESULTS / name / "samples")
 
 
 def address(params: Params, training: Training, stage: str) -> str:

@@ -30,8 +30,8 @@ DECIDE_NOTHING = {
 }
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 STAGES = (
-    *("source", "tidy", "images", "extractor", "reference", "vae", "latents", "floors"),
-    *("train", "evaluate", "package", "showcase", "analyze", "summary", "report"),
+    *("source", "tidy", "images", "extractor", "encoder", "reference", "statistics", "vae", "latents"),
+    *("floors", "train", "evaluate", "samples", "package", "showcase", "analyze", "summary", "report"),
 )
 
 

@@ -6,24 +6,24 @@ metrics.json has the metrics that DVC compares; evaluation.json has the cost and
 """
 
 from pathlib import Path
+from typing import Any
 
 from diffusers.utils import logging
 from PIL import Image
 
 from gat.config import Params
 from gat.data.vae import load_vae
-from gat.evaluation.extractor import Extractor
 from gat.evaluation.features import compute_features
-from gat.evaluation.fid import Reference, fid
+from gat.evaluation.fid import fid
 from gat.evaluation.grid import image_grid
-from gat.evaluation.metrics import compute_metrics
+from gat.evaluation.measure import Measure, References
 from gat.evaluation.sampling import Sampler, sample_inputs, save_npz
 from gat.evaluation.warnings import warnings_of
 from gat.files import atomic_write
 from gat.gan.networks import Discriminator, Generator, require_finite
 from gat.runtime import make_accelerator
 from gat.study.cost import cost_of
-from stages import EXTRACTOR, REFERENCE, RUNS, VAE, parse_training, results_of
+from stages import ENCODER, EXTRACTOR, REFERENCE, RUNS, STATISTICS, VAE, parse_training, results_of
 
 
 def main(params: Params) -> None:
@@ -32,7 +32,8 @@ def main(params: Params) -> None:
     training, settings, batch_size = parse_training(params), params.evaluate, params.compute.sample_batch
     accelerator, pretrained = make_accelerator(params.compute), params.run(training.run).pretrained
     networks, results = RUNS / training.folder, results_of(params, training)
-    extractor, reference = Extractor(EXTRACTOR, accelerator.device), Reference.load(REFERENCE)
+    measure = Measure(EXTRACTOR, ENCODER, accelerator.device)
+    references = References.load(REFERENCE, STATISTICS)
     generator = Generator.from_pretrained(networks / "generator").to(accelerator.device)
     require_finite(generator, str(networks / "generator"))
     vae = load_vae(VAE if pretrained is None else Path(pretrained) / "vae", accelerator.device)
@@ -44,33 +45,31 @@ def main(params: Params) -> None:
             settings.truncation_psi,
             settings.guidance_scale,
             params.compute.vae_batch,
-            reference.class_counts,
+            references.main.class_counts,
         )
         for i in range(settings.sample_sets)
     ]
     sampler = samplers[0]
-    features = compute_features(sampler, extractor, settings.samples, batch_size)
-    others = [compute_features(other, extractor, settings.samples, batch_size) for other in samplers[1:]]
+    features = measure.features(sampler, settings.samples, batch_size)
+    others = [compute_features(other, measure.main, settings.samples, batch_size) for other in samplers[1:]]
     if settings.save_samples is not None:
         path = Path(settings.save_samples) / f"{training.folder}.npz"
         save_npz(sampler, path, settings.samples, batch_size)
     if not accelerator.is_main_process:
         return
     labels = sample_inputs(settings.seed, 0, settings.samples, sampler.cycle)[1].numpy()
-    predicted = extractor.classify(features)
-    metrics = compute_metrics(features, labels, reference, predicted, accelerator.device, settings.seed)
+    metrics = measure.metrics(features, labels, references, settings.seed)
     discriminator = None if pretrained is not None else Discriminator.load_config(networks / "discriminator")
     cost = cost_of(generator.config, discriminator, results.read("run"))
-    measured = {
-        "samples": settings.samples,
-        "fid_sets": [metrics["fid"], *(fid(other, reference) for other in others)],
-        "labels": "uniform" if reference.class_counts is None else "reals",
-        "extractor": extractor.name,
-        "mode": extractor.mode,
+    measured: dict[str, Any] = {
+        "fid_sets": [metrics["fid"], *(fid(other, references.main) for other in others)],
+        "labels": "uniform" if references.main.class_counts is None else "reals",
         "truncation_psi": settings.truncation_psi,
         "guidance_scale": settings.guidance_scale,
-        "warnings": warnings_of(results.curves(), settings.samples, reference, params.metrics.reference is None),
     }
+    own_reals = params.metrics.reference is None
+    warnings = warnings_of(results.curves(), settings.samples, references.main, own_reals)
+    measured |= measure.description | {"samples": settings.samples, "warnings": warnings}
     with atomic_write(results.samples) as path:
         Image.fromarray(image_grid(sampler.class_examples(), 10)).save(path)
     results.write_evaluation(metrics | {"gmacs": cost["gmacs"]}, cost | measured)

@@ -21,6 +21,7 @@ from gat.report.scaling_laws import equal_compute, fit_scaling
 from gat.report.tables import measurement_note, scaling_page
 from gat.report.trainings import smallest_and_largest, training_table
 from stages import (
+    ENCODER,
     EXTRACTOR,
     FLOORS,
     REALS,
@@ -31,6 +32,7 @@ from stages import (
     address,
     commit,
     results_of,
+    results_of_samples,
 )
 
 
@@ -38,12 +40,17 @@ def main(params: Params) -> None:
     """Run the stage."""
     settings, floors = params.report, json.loads(FLOORS.read_text())
     results = {training: results_of(params, training) for training in params.trainings}
-    table = training_table(
-        [own.read() | {"changes_recipe": params.run(training.run).changes_recipe} for training, own in results.items()]
-    )
+    rows = [
+        own.read() | {"changes_recipe": params.run(training.run).changes_recipe} for training, own in results.items()
+    ]
+    rows += [results_of_samples(name).read() | {"changes_recipe": True} for name in params.samples]
+    table = training_table(rows)
     curves = {training: own.curves() for training, own in results.items()}
     scalings, equal = fit_scaling(table), equal_compute(table, curves)
-    note = measurement_note(json.loads((EXTRACTOR / "extractor.json").read_text()), params.evaluate.samples)
+    extractor, encoder = (
+        json.loads(path.read_text()) for path in (EXTRACTOR / "extractor.json", ENCODER / "encoder.json")
+    )
+    note = measurement_note(extractor, encoder, params.evaluate.samples)
     look = settings.colors, settings.highlight, {name: own["fid"] for name, own in floors.items()}
 
     pictures = {"real": REALS}

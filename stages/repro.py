@@ -170,8 +170,9 @@ def make_phases(params: Params, changed: set[str], ablations: bool = False) -> l
 
     Left out are those with no stage in `changed`, which `dvc status` names, unless a job of an earlier phase runs.
     """
-    phases = [[["images"]], [["extractor", "reference"], ["vae", "latents"]]]
-    phases += [[["floors"], *training_stages(params, params.trainings)]]
+    phases = [[["images"]], [["extractor", "reference"], ["vae", "latents"], ["encoder"]], [["statistics"]]]
+    samples = [[f"samples@{name}"] for name in params.samples]
+    phases += [[["floors"], *training_stages(params, params.trainings), *samples]]
     if ablations:
         analyses = [f"ablations/dvc.yaml:analyze@{run}-{seed}" for run in params.analyze.runs for seed in params.seeds]
         phases += [training_stages(params, params.ablation_trainings), [[stage] for stage in analyses]]

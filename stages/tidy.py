@@ -27,10 +27,12 @@ def main(params: Params) -> None:
     remove_others(RESULTS, [f"{run}/seed-{seed}" for run, seed in study])
     remove_others(ABLATIONS, [f"{run}/seed-{seed}" for run, seed in ablations])
     remove_others(ANALYSES, [f"{run}/seed-{seed}.json" for run, seed in analyses])
+    remove_others(RESULTS, [f"{name}/samples" for name in params.samples], "*/samples")
     remove_others(SHOWCASE, params.runs, "*")
+    known = {*params.runs, *params.samples, *(f"{run}-{seed}" for run, seed in study + ablations + analyses)}
     for path in LOCKS:
-        remove_others_from_lock(path, {*params.runs, *(f"{run}-{seed}" for run, seed in study + ablations + analyses)})
-    write_json(TRAININGS, {"study": study, "ablations": ablations, "analyses": analyses})
+        remove_others_from_lock(path, known)
+    write_json(TRAININGS, {"study": study, "ablations": ablations, "analyses": analyses, "samples": [*params.samples]})
 
 
 def remove_others(folder: Path, known: list[str], pattern: str = "*/seed-*") -> None:

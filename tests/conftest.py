@@ -97,6 +97,14 @@ def float64() -> Iterator[None]:
 
 
 @pytest.fixture
+def adm_files(tmp_path, monkeypatch) -> None:
+    """The files of reference statistics that profiles name are where the test runs."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("VIRTUAL_imagenet256_labeled.npz", "VIRTUAL_imagenet512.npz"):
+        (tmp_path / name).touch()
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
@@ -114,6 +122,10 @@ def finished(tmp_path_factory) -> Project:
             return Project(folder)
         recorder = {"PYTHONPATH": f"{ROOT / 'tests/recorder'}:.", "READS": str(Project(folder).reads)}
         project = Project.copy(folder, "smoke.yaml", **recorder)
+        noise = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), dtype=np.uint8)
+        np.savez(folder / "noise.npz", noise)
+        project.replace(samples={"noise": {"path": "noise.npz", "gmacs": 1e-4}})
+        project.commit()
         project.reads.mkdir()
         output = project.type("python", "-m", "stages.repro", "--jobs", "2", "--ablations").stdout
         project.commit()

@@ -61,6 +61,9 @@ class Project:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
         shutil.copy(folder / "profiles" / profile, folder / "params.yaml")
+        reference = yaml.safe_load((folder / "params.yaml").read_text())["metrics"]["reference"]
+        if reference is not None:
+            (folder / reference).touch()
         project = cls(folder, **environment)
         project.type("git", "init", "--quiet", "--initial-branch", "main")
         project.commit()

@@ -78,29 +78,19 @@ def test_a_summary_of_other_baselines_is_noticed():
 
 
 def result(run: str, width: int, seed: int, guided: bool = True, growth: float = 0.0) -> dict:
-    """Of a run whose step in the generator is 0.5 with the width rule, and grows as width^growth without it."""
-    step = {"generator": 0.5 + 0.01 * seed, "discriminator": 0.2}
-    known = {
-        "accuracy": 0.9,
-        "relative_accuracy": 0.7,
-        "relative_accuracy_on_samples": 0.05,
-        "chance": 0.1,
-        "cknna": 0.3,
-    }
+    """Of a run whose step moves the generator by 0.5 with the width rule, and by width^growth times it without."""
+    step = {"generator": [0.5 + 0.01 * seed] * 3, "discriminator": [0.2] * 3}
+    grown = step | {"generator": [one * width ** (growth + 0.01 * seed) for one in step["generator"]]}
+    untrained = {"cls": [0.2, 0.3], "mean": [0.1, 0.2], "cknna": 0.1}
+    known = {"trained": {"cls": [0.5, 0.7], "mean": [0.6, 0.9], "cknna": 0.3}, "untrained": untrained, "classes": 10}
     return {
         "run": run,
         "seed": seed,
         "width": width,
         "patch": 2,
         "layers": {"skipped": [0.6, 0.2 + 0.01 * seed if guided else 0.6], "cosine": [0.2, 0.9], "cka": [0.1, 0.8]},
-        "discriminator": known | {"reference": "classifier"},
-        "steps": {
-            "with": {"start": step, "later": step},
-            "without": {
-                "start": step | {"generator": step["generator"] * width ** (growth + 0.01 * seed)},
-                "later": step,
-            },
-        },
+        "discriminator": known | {"reference": "classifier", "held_out": True},
+        "steps": {"start": {"with": step, "without": grown}, "later": {"with": step, "without": step}},
     }
 
 
@@ -111,14 +101,18 @@ def test_analyses_become_tables_plots_and_tested_claims():
     assert layers["rows"][1] == ["S", "2", "0.210 ± 0.010", "0.900 ± 0.000", "0.800 ± 0.000"]
     assert layers["plot"]["series"][0]["y"] == pytest.approx([0.6, 0.21])
     assert layers["plot"]["series"][0]["deviations"] == pytest.approx([0, 0.01])
-    assert discriminators["rows"][1] == ["L", "0.900 ± 0.000", "0.700 ± 0.000", "0.050 ± 0.000", "0.300 ± 0.000"]
-    assert "generator, width-scaled rate: 0.00 ± 0.00; generator, constant rate: 1.01 ± 0.01" in start["text"]
-    assert "(difference of exponents): shows for the generator (+1.01 [" in start["text"]
+    assert discriminators["rows"][1] == ["S", "trained", "2", "0.700 ± 0.000", "0.900 ± 0.000", "0.300 ± 0.000"]
+    assert discriminators["rows"][6] == ["L", "untrained", "1", "0.200 ± 0.000", "0.100 ± 0.000", ""]
+    assert "(chance: 0.1)" in discriminators["text"]
+    assert "held-out images" in discriminators["text"]
+    assert "(difference of mean exponents): shows for the generator (+1.01 [" in start["text"]
     assert "undecided for the generator (+0)" in later["text"]  # no spread at all
-    assert start["columns"][2:] == ["width 8", "width 32"]
-    assert start["rows"][1][2:] == [
-        mean_text([(0.5 + 0.01 * s) * width ** (1 + 0.01 * s) for s in range(3)], ".4f") for width in (8, 32)
-    ]
+    assert start["columns"][2:] == ["layer", "width 8", "width 32", "exponent"]
+    grown = [[(0.5 + 0.01 * s) * width ** (1 + 0.01 * s) for s in range(3)] for width in (8, 32)]
+    layers_of_generator = ["first block", "middle block", "last block", "output"]
+    assert [row[2] for row in start["rows"][4:8]] == layers_of_generator
+    assert start["rows"][7][3:] == [*(mean_text(own, ".2g") for own in grown), "1.01 ± 0.01"]
+    assert start["rows"][3][5] == "0.00 ± 0.00"
     assert "undecided for the generator" in analyses_content([results[0], results[3]])[2]["text"]
 
 

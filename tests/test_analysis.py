@@ -9,14 +9,16 @@ from gat.config import Loss, Optimization
 from gat.data.latents import TrainingBatches
 from gat.gan.networks import Discriminator, Generator
 from gat.gan.training import Trainer
+from gat.seeds import Purpose, generator_of
 from gat.study.network_analysis import (
-    accuracy,
+    Probed,
     cknna,
-    discriminator_outputs,
+    discriminator_knowledge,
+    discriminator_tokens,
+    layer_changes,
     layer_use,
     linear_cka,
-    relative_accuracy,
-    step_sizes,
+    pooled_tokens,
 )
 
 
@@ -67,40 +69,80 @@ def test_a_block_that_does_nothing_is_seen_to_do_nothing(pipeline):
     assert torch.equal(generator(z, labels), before)  # no hook is left
 
 
-def test_logits_of_all_classes_are_those_of_each(latents):
+def test_tokens_are_those_behind_the_logit():
     torch.manual_seed(0)
     discriminator = Discriminator(**TINY, cmap_dim=32)
-    real, labels = torch.randn(6, 4, 8, 8), torch.arange(6)
-    loss = Loss(levels={"schedule": "none"}, cmap_dim=32)
-    single = Discriminator(**TINY | {"levels": 1}, cmap_dim=32)
-    logits, cls = discriminator_outputs(single, real[None], labels, loss, torch.Generator().manual_seed(0))
-    assert logits.shape == (6, 10)
-    assert cls.shape == (6, 16)
-    for label in (0, 7):
-        torch.testing.assert_close(logits[:, label], single(real[None], torch.full((6,), label)))
-    noised, _ = discriminator_outputs(discriminator, real[None], labels, Loss(), torch.Generator().manual_seed(0))
-    again, _ = discriminator_outputs(discriminator, real[None], labels, Loss(), torch.Generator().manual_seed(0))
-    assert torch.equal(noised, again)
+    levels, labels = torch.randn(4, 6, 4, 8, 8), torch.arange(6)
+    tokens = discriminator_tokens(discriminator, levels)
+    assert [own.shape for own in tokens] == [(6, 17, 16)] * 4
+    logits = (discriminator.final_layer(tokens[-1][:, 0]) * discriminator.y_embedder(labels)).sum(-1)
+    torch.testing.assert_close(logits, discriminator(levels, labels))
 
 
-def test_steps_grow_with_the_learning_rate(latents, accelerator):
-    def sizes(rate: float) -> dict[str, dict[str, float]]:
-        train = Optimization(batch_size=8, learning_rate=rate, scale_lr_by_width=False, style_gain=1.0)
-        torch.manual_seed(0)
-        config = TINY | {"latent_size": latents.size, "channels": latents.channels}
-        trainer = Trainer(
-            accelerator, Generator(**config), Discriminator(**config, cmap_dim=32), latents.scaling_factor, train
-        )
-        return step_sizes(trainer, TrainingBatches(latents, 8, 0), 6, 2, 4)
-
-    slow, fast = sizes(1e-4), sizes(1e-3)
-    for when in ("start", "later"):
-        for network in ("generator", "discriminator"):
-            assert 0 < slow[when][network] < fast[when][network]
-    assert 5 < fast["start"]["discriminator"] / slow["start"]["discriminator"] < 20  # a small step is in proportion
+def test_pooled_tokens_are_the_same_each_time_and_of_each_image():
+    torch.manual_seed(0)
+    discriminator, latents = Discriminator(**TINY, cmap_dim=32), torch.randn(300, 4, 8, 8)
+    pooled, again = (pooled_tokens(discriminator, latents, Loss()) for _ in range(2))
+    for pooling in ("cls", "mean"):
+        assert [own.shape for own in pooled[pooling]] == [(300, 16)] * 4
+        for own, other in zip(pooled[pooling], again[pooling], strict=True):
+            assert np.array_equal(own, other)
+            assert len(np.unique(own, axis=0)) == 300
 
 
-def test_accuracy_is_of_the_highest_logit_and_relative_accuracy_forgets_what_a_label_adds():
-    logits = torch.tensor([[5.0, 0.0], [5.0, 2.0], [5.0, 0.0]])
-    assert accuracy(logits, torch.tensor([0, 1, 0])) == pytest.approx(2 / 3)
-    assert relative_accuracy(logits, torch.tensor([0, 1, 0])) == 1.0
+def test_a_discriminator_that_sees_classes_is_told_from_an_untrained_one():
+    """Classes differ in the mean of the faintest channel, all that this one's patch embedding looks at."""
+    torch.manual_seed(0)
+    labels = np.arange(400) % 2
+    latents = torch.randn(400, 4, 8, 8)
+    latents[:, 0] += 0.6 * torch.from_numpy(labels)[:, None, None]
+    latents[:, 1:] *= 4
+    discriminator, halves = Discriminator(**TINY, cmap_dim=32), (slice(0, 200), slice(200, 400))
+    with torch.no_grad():
+        discriminator.x_embedder.proj.weight.view(16, 4, 4, 2, 2)[:, :, 1:] = 0
+    known, tested = (Probed(latents[half], labels[half]) for half in halves)
+    features = pooled_tokens(discriminator, tested.latents, Loss())["cls"][-1]
+    found = discriminator_knowledge(discriminator, known, tested, features, Loss(), seed=0)
+    assert found["trained"]["mean"][0] > 0.9
+    assert found["trained"]["mean"][0] > found["untrained"]["mean"][0] + 0.1
+    assert found["trained"]["cknna"] == pytest.approx(1)
+    assert found["untrained"]["cknna"] < 0.5
+
+
+@pytest.fixture
+def trainer(latents, accelerator) -> Trainer:
+    train = Optimization(batch_size=8, learning_rate=1e-3, scale_lr_by_width=False, style_gain=1.0)
+    torch.manual_seed(0)
+    config = TINY | {"latent_size": latents.size, "channels": latents.channels}
+    networks = Generator(**config), Discriminator(**config, cmap_dim=32)
+    return Trainer(accelerator, *networks, latents.scaling_factor, train)
+
+
+@pytest.mark.parametrize("begin", [0, 3])
+def test_layers_move_in_proportion_to_a_small_rate_and_the_trainer_stays(begin, trainer, latents):
+    batches = TrainingBatches(latents, 8, 0)
+    for step in range(begin):
+        trainer.step(batches[step])
+    state = {name: tensor.clone() for name, tensor in trainer.state().items()}
+    slow, twice = (layer_changes(trainer, batches, rate, window=2, count=4) for rate in (1e-6, 2e-6))
+    for network in ("generator", "discriminator"):
+        assert len(slow[network]) == 5  # four blocks, and the output
+        assert np.array(twice[network]) == pytest.approx(2 * np.array(slow[network]), rel=0.05)
+    assert slow["generator"][-1] > 0
+    after = trainer.state()
+    assert after.keys() == state.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in state.items())
+    assert trainer.steps_done == begin
+    assert {group["lr"] for group in trainer.optimizer_g.param_groups} == {1e-3 * (8 / 512) ** 0.5}
+
+
+def test_changes_are_those_of_the_step_itself(trainer, latents):
+    """Of the generator's latents, by one step at the trainer's own rate."""
+    batches, rate = TrainingBatches(latents, 8, 0), 1e-3 * (8 / 512) ** 0.5
+    measured = layer_changes(trainer, batches, rate, window=1, count=4)["generator"][-1]
+    rng = generator_of(0, Purpose.STEP_SIZES)
+    z, labels = torch.randn(4, 64, generator=rng), batches[0].labels[:4]
+    before = trainer.generator(z, labels)
+    trainer.step(batches[0])
+    moved = trainer.generator(z, labels) - before
+    assert measured == pytest.approx(float(moved.square().mean().sqrt()), rel=1e-4)

@@ -16,6 +16,7 @@ RUNS = ("B-2", "B-4", "S-2")
 TRAIN, EVALUATE, PACKAGE = (
     {f"{stage}-model", *(f"{stage}@{run}-0" for run in RUNS)} for stage in ("train", "evaluate", "package")
 )
+MEASURED = EVALUATE | {"samples@noise", "floors", "statistics"}
 SHOWCASE = {f"showcase@{run}" for run in RUNS}
 GRAPHS = {name: yaml.safe_load((ROOT / name).read_text())["stages"] for name in ("dvc.yaml", "ablations/dvc.yaml")}
 
@@ -36,7 +37,8 @@ CHANGES = [
     ("gat/gan/losses.py", "repa_weight: float = 1.0", "repa_weight: float = 2.0", TRAIN | EVALUATE),
     ("gat/sizes.py", "HEAD_SIZE = 64", "HEAD_SIZE = 32", None),  # read by way of gat/config.py
     ("gat/release/standalone.py", "digest_size=6", "digest_size=8", PACKAGE | SHOWCASE),
-    ("gat/evaluation/metrics.py", "_OF_REALS = 3, 5", "_OF_REALS = 3, 6", EVALUATE | {"reference", "floors"}),
+    ("gat/evaluation/metrics.py", "_OF_REALS = 3, 5", "_OF_REALS = 3, 6", MEASURED | {"reference", "encoder"}),
+    ("gat/evaluation/measure.py", "progress: bool = True", "progress: bool = False", MEASURED),
     ("gat/study/cost.py", "/ 2 / 1e9", "/ 1e9", EVALUATE),
     ("gat/data/sources.py", 'EMBEDDED = "mnist5k"', 'EMBEDDED = "mnist"', {"images"}),
     ("gat/report/template/page.css", "body {", "body { margin: 1px;", {"report"}),
@@ -88,7 +90,9 @@ def test_stages_read_the_keys_that_they_declare(finished):
     for command, read in recorded.items():
         name, *training = command.split()
         stage = stages.get(f"{name}-model" if training == ["model"] else name) or stages[name]
-        declared = [key.replace("${item.run}", training[0] if training else "") for key in stage.get("params", [])]
+        name = training[0] if training else ""
+        stage = stage.get("do", stage)
+        declared = [key.replace("${item.run}", name).replace("${key}", name) for key in stage.get("params", [])]
         hidden = {key for key in read if not any(key == own or key.startswith(f"{own}.") for own in declared)}
         assert hidden <= {WHERE_RESULTS_ARE}, command
 

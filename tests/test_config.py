@@ -44,6 +44,13 @@ WRONG = [
     ("study: {../B: {width: 12, depth: 3, patch: 2}}", "study: '../B'", "letters"),
     ("metrics: {reference_features: 3}", "metrics.reference_features: 3", "100"),
     ("metrics: {reference: ./nowhere}", "metrics.reference: './nowhere'", "exists"),
+    ("metrics: {reference: ./adm.npz}", "metrics.reference: './adm.npz'", "guided-diffusion, or null"),
+    ("encoder: {pretrained: ./nowhere}", "encoder.pretrained: './nowhere'", "exists"),
+    ("encoder: {recipe: {width: 20}}", "encoder.recipe.width: 20", "multiple of 16"),
+    ("samples: {S-2: {path: params.yaml}}", "samples: 'S-2'", "not in study"),
+    ("samples: {a b: {path: params.yaml}}", "samples: 'a b'", "letters"),
+    ("samples: {other: {path: nowhere.npz}}", "samples.other.path: 'nowhere.npz'", "exists"),
+    ("samples: {other: {path: params.yaml, gmacs: 0.0}}", "samples.other.gmacs: 0.0", "greater than 0"),
     ("metrics: {classifier: null}", "metrics.classifier: None", "recipe"),
     ("metrics: {extractor: inception}\nevaluate: {samples: 2048}", "evaluate.samples: 2048", "more than 2048"),
     ("metrics: {extractor: inception}", "train.eval_samples: 2000", "more than 2048"),
@@ -101,6 +108,7 @@ def test_missing_key_is_named(key, tmp_path):
         load_params(tmp_path / "params.yaml")
 
 
+@pytest.mark.usefixtures("adm_files")
 def test_sections_have_the_papers_values_as_defaults():
     """Those of the profile of its scaling study, but for what the paper does not say."""
     paper = load_params(ROOT / "profiles/imagenet256.yaml")
@@ -108,6 +116,7 @@ def test_sections_have_the_papers_values_as_defaults():
 
 
 @pytest.mark.parametrize("profile", ["params.yaml", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("profiles/*"))])
+@pytest.mark.usefixtures("adm_files")
 def test_every_profile_is_valid(profile):
     load_params(ROOT / profile)
 

@@ -19,6 +19,7 @@ from helpers import on_two_processes
 from project import Project, ran
 from sklearn.datasets import load_sample_images
 from transformers import Dinov2Config, Dinov2Model
+from transformers.image_processing_base import ImageProcessingMixin
 
 from gat.config import load_params
 from gat.data.images import Images
@@ -65,7 +66,10 @@ def models(tmp_path_factory) -> Path:
     config = Dinov2Config(
         hidden_size=24, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=224, patch_size=14
     )
-    Dinov2Model(config).save_pretrained(folder / "teacher")
+    for name in ("teacher", "encoder"):
+        Dinov2Model(config).save_pretrained(folder / name)
+    statistics = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    ImageProcessingMixin(crop_size=224, **statistics).save_pretrained(folder / "encoder")
     return folder
 
 
@@ -78,8 +82,10 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
         data={"source": str(tmp_path / "photographs"), "on_error": "skip", "mirror": True},
         vae={"pretrained": str(models / "vae")},
         repa={"teacher": str(models / "teacher"), "projector_dim": 64},
+        encoder={"pretrained": str(models / "encoder")},
         metrics={
             "extractor": "classifier",
+            "reference": None,
             "classifier": {"steps": 5, "batch_size": 16, "learning_rate": 1e-3, "seed": 0},
         },
         model={"patch": 8},
@@ -90,7 +96,7 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
         runs=[],
     )
     done = project.type("dvc", "repro")
-    stages = ["tidy", "images", "extractor", "reference", "vae", "latents", "floors", "report"]
+    stages = ["tidy", "images", "extractor", "reference", "encoder", "statistics", "vae", "latents", "floors", "report"]
     stages += ["train-model", "evaluate-model", "package-model"]
     assert sorted(ran(done.stdout)) == sorted(stages)
     assert "class-1/999.jpg" in done.stdout
@@ -132,7 +138,8 @@ def test_each_profiles_graph_has_a_stage_for_each_training(profile, tmp_path):
     params = load_params(project.folder / "params.yaml")
     with chdir(project.folder), Repo() as repo:
         names = {stage.addressing for stage in repo.index.stages}
-    stages = ["code", "source", "tidy", "images", "extractor", "reference", "vae", "latents", "floors", "report"]
+    stages = ["code", "source", "tidy", "images", "extractor", "reference", "encoder", "statistics", "vae", "latents"]
+    stages += ["floors", "report"]
     stages += [training.stage(stage) for stage in ("train", "evaluate", "package") for training in params.trainings]
     stages += [f"showcase@{run}" for run in params.runs]
     assert {name for name in names if "/" not in name} == {*stages}

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from cleanfid.fid import kernel_distance
+from sklearn.neighbors import KNeighborsClassifier
 
 from gat.evaluation.fid import Reference, evenly_spaced, fid
 
 NEIGHBOURS, NEIGHBOURS_OF_REALS = 3, 5  # k of precision and recall, and of density and coverage
+NEIGHBOURS_OF_CLASSES = 10  # k by which classes are told
 
 
 @contextmanager
@@ -104,9 +106,14 @@ def within_class_variance(features: np.ndarray, labels: np.ndarray, classes: int
     return float(sum(own.var(axis=0, ddof=1).sum() for own in rows if len(own) > 1) / classes)
 
 
+def neighbour_accuracy(features: np.ndarray, labels: np.ndarray, known: np.ndarray, known_labels: np.ndarray) -> float:
+    """Share (0–1) of features (N, d) whose class most of their ten nearest known features (M, d) have."""
+    return float(KNeighborsClassifier(NEIGHBOURS_OF_CLASSES).fit(known, known_labels).score(features, labels))
+
+
 def compute_metrics(
     features: np.ndarray,
-    labels: np.ndarray,
+    labels: np.ndarray | None,
     reference: Reference,
     predicted: np.ndarray | None = None,
     device: torch.device | str = "cpu",
@@ -116,17 +123,17 @@ def compute_metrics(
 
     Args:
         features: (N, d) of the samples.
-        labels: (N,) classes of the samples.
+        labels: (N,) classes of the samples; None: unknown.
         reference: statistics of the real images.
         predicted: (N,) classes that a classifier predicts for the samples; None: unknown.
         device: for computing distances.
         seed: of KID's subsets.
 
     Returns:
-        `fid`; if the reference has features, `kid`, `precision`, `recall`, `density` and `coverage`; with `predicted`,
-        `recognized`, the classifier's accuracy (0–1) on the samples, and if the reference has labels, `spread`, the
-        within-class variance of recognized samples over that of real images; if the reference has held-out images,
-        `fid_held` against them, and `nearest_in_training`.
+        `fid`; if the reference has features, `kid`, `precision`, `recall`, `density` and `coverage`; with `labels` and
+        `predicted`, `recognized`, the classifier's accuracy (0–1) on the samples, and if the reference has labels,
+        `spread`, the within-class variance of recognized samples over that of real images; if the reference has
+        held-out images, `fid_held` against them, and `nearest_in_training`.
     """
     metrics = {"fid": fid(features, reference)}
     if reference.held is not None and len(reference.held) > features.shape[1]:  # else their covariance is singular
@@ -138,7 +145,7 @@ def compute_metrics(
         metrics |= {"density": density, "coverage": coverage}
     if reference.features is not None and reference.held is not None:
         metrics["nearest_in_training"] = nearest_in_training(features, reference.features, reference.held, device)
-    if predicted is not None:
+    if predicted is not None and labels is not None:
         recognized = predicted == labels
         metrics["recognized"] = float(np.mean(recognized))
         if reference.features is not None and reference.labels is not None:

@@ -166,23 +166,38 @@ def _layers(by_run: Runs) -> dict[str, Any]:
 
 
 def _discriminators(by_run: Runs) -> dict[str, Any]:
-    keys = ("accuracy", "relative_accuracy", "relative_accuracy_on_samples", "cknna")
-    rows = [
-        [run, *(mean_text([one["discriminator"][key] for one in own], ".3f") for key in keys)]
-        for run, own in by_run.items()
-    ]
+    rows, series = [], []
+    for run, own in by_run.items():
+        known = [one["discriminator"] for one in own]
+        depth = len(known[0]["trained"]["cls"])
+        blocks = [str(i + 1) for i in range(depth)]
+        for name in ("trained", "untrained"):
+            accuracies = {
+                pooling: np.array([one[name][pooling] for one in known]).T for pooling in ("cls", "mean")
+            }  # (blocks, seeds)
+            aligned = mean_text([one[name]["cknna"] for one in known], ".3f")
+            for i, block in enumerate(blocks):
+                texts = (mean_text(accuracies[pooling][i], ".3f") for pooling in ("cls", "mean"))
+                rows.append([run, name, block, *texts, aligned if i == depth - 1 else ""])
+            dash = "solid" if name == "trained" else "dot"
+            series.append(_series(f"{run}, {name}", blocks, accuracies["mean"].tolist(), dash=dash))
     first = next(iter(by_run.values()))[0]["discriminator"]
+    images = "held-out images" if first["held_out"] else "training images, of others among them"
     return {
-        "title": "The discriminator as a classifier",
-        "text": "Accuracy: share of training images for which the discriminator's logit is highest for their own class "
-        f"(chance: {first['chance']:.3g}). Centered: the same with per-class-centered logits (the loss does not "
-        "constrain the per-class mean), on training images and on generated samples; on samples it can be below "
-        "chance, since the discriminator learns to lower exactly the logit of their class. CKNNA: alignment "
-        f"of [cls] with the features of the {first['reference']}.",
-        "columns": ["run", "accuracy", "centered", "centered, samples", "CKNNA"],
+        "title": "What the discriminator knows of classes",
+        "text": f"Accuracy on {images}: share whose class most of the ten nearest training images have, in the [cls] "
+        f"token or in the mean of the other tokens after a block (chance: {1 / first['classes']:.3g}). CKNNA: "
+        f"alignment of [cls] after the last block with the features of the {first['reference']}, of the same images. "
+        "Untrained: the same of the discriminator's initial weights.",
+        "columns": ["run", "weights", "block", "accuracy, [cls]", "accuracy, mean", "CKNNA"],
         "rows": rows,
-        "plot": None,
+        "plot": {"kind": "bar", "x": "block", "y": "accuracy, mean of tokens", "series": series},
     }
+
+
+def _layers_shown(depth: int) -> dict[str, int]:
+    """Outputs that networks of all depths have, by their index among the blocks and the network's output."""
+    return {"first block": 0, "middle block": (depth - 1) // 2, "last block": depth - 1, "output": depth}
 
 
 def _steps(by_run: Runs, when: str) -> dict[str, Any]:
@@ -190,32 +205,40 @@ def _steps(by_run: Runs, when: str) -> dict[str, Any]:
     patch = min(patches, key=lambda one: (-patches.count(one), one))  # that of most runs, as for laws
     same = {own[0]["width"]: own for own in reversed([*by_run.values()]) if own[0]["patch"] == patch}
     widths = sorted(same)
-    rows, series, exponents, claims = [], [], [], dict[str, Claim]()
+    rows, series, claims = [], [], dict[str, Claim]()
     for network in ("generator", "discriminator"):
-        by_rule = []
+        slopes: dict[str, list[np.ndarray]] = {"with": [], "without": []}  # of each layer, a value per seed
         for rule, name, dash in (("with", "width-scaled rate", "solid"), ("without", "constant rate", "dot")):
-            values = [[one["steps"][rule][when][network] for one in same[width]] for width in widths]
-            series.append(_series(f"{network}, {name}", widths, values, dash=dash))
-            rows.append([network, name, *(mean_text(own, ".4f") for own in values)])
-            if len(widths) > 1:
-                slopes = np.polyfit(np.log(widths), np.log(values), 1)[0]  # of each seed
-                by_rule.append(slopes)
-                exponents.append(f"{network}, {name}: {mean_text(slopes)}")
-        if by_rule:
-            claims[network] = Claim(compare(by_rule[1], by_rule[0], logarithmic=False), "higher")
+            for layer in _layers_shown(1):
+                values = [[_change(one, when, rule, network, layer) for one in same[width]] for width in widths]
+                slope = np.array([])
+                if len(widths) > 1 and min(map(min, values)) > 0:
+                    slope = np.polyfit(np.log(widths), np.log(values), 1)[0]
+                    slopes[rule].append(slope)
+                rows.append([network, name, layer, *(mean_text(own, ".2g") for own in values), mean_text(slope)])
+                if layer == "output":
+                    series.append(_series(f"{network}, {name}", widths, values, dash=dash))
+        if slopes["with"]:
+            constant, scaled = (np.mean(slopes[rule], axis=0) for rule in ("without", "with"))
+            claims[network] = Claim(compare(constant, scaled, logarithmic=False), "higher")
     text = (
-        "Root-mean-square change of the generator's latents and of the discriminator's logits per optimizer step. The "
-        "paper scales the learning rate by 1/width so that this change does not depend on the width."
+        "Root mean square change of the tokens after a block, of the generator's latents and of the discriminator's "
+        "logits, by one optimizer step at 1/32 of the learning rate, from the same weights for both rates. The paper "
+        "scales the rate by 1/width so that this change does not depend on the width: an exponent in width of 0."
     )
-    if exponents:
-        text += f" Exponents of a power law in width (0: independent of width): {'; '.join(exponents)}."
-        verdicts = zip(claims.items(), judge([*claims.values()]), strict=True)
-        judged = [f"{verdict} for the {network} ({claim.comparison.text})" for (network, claim), verdict in verdicts]
-        text += f" Faster growth with width at a constant rate (difference of exponents): {', '.join(judged)}."
+    verdicts = zip(claims.items(), judge([*claims.values()]), strict=True)
+    if judged := [f"{verdict} for the {network} ({claim.comparison.text})" for (network, claim), verdict in verdicts]:
+        text += f" Faster growth with width at a constant rate (difference of mean exponents): {', '.join(judged)}."
     return {
-        "title": f"Output change per step, {'at the start of training' if when == 'start' else 'later in training'}",
+        "title": f"Change by one step, {'at the start of training' if when == 'start' else 'later in training'}",
         "text": text,
-        "columns": ["network", "learning rate", *(f"width {width}" for width in widths)],
+        "columns": ["network", "learning rate", "layer", *(f"width {width}" for width in widths), "exponent"],
         "rows": rows,
-        "plot": {"kind": "line", "x": "width", "y": "change per step", "series": series},
+        "plot": {"kind": "line", "x": "width", "y": "change of the output", "series": series},
     }
+
+
+def _change(result: Result, when: str, rule: str, network: str, layer: str) -> float:
+    """The change of one of the layers that are shown."""
+    changes: Sequence[float] = result["steps"][when][rule][network]
+    return changes[_layers_shown(len(changes) - 1)[layer]]

@@ -54,6 +54,11 @@ SIZE = (  # the same for all seeds of a run
 METRICS = (
     Column("fid", "FID", ".2f", "lower", "Fréchet distance of samples to training images, in features", True),
     Column("fid_held", "FID held-out", ".2f", "lower", "the same to images that were not trained on"),
+    Column(
+        "fd_encoder", "FD encoder", ".2f", "lower", "Fréchet distance to training images, in features of the encoder"
+    ),
+    Column("sfid", "sFID", ".2f", "lower", "Fréchet distance in spatial features of Inception"),
+    Column("inception_score", "IS", ".1f", "higher", "Inception score, of parts of 5,000 samples"),
     Column("kid", "KID", ".3f", "lower", "kernel distance between features of samples and of training images"),
     Column("precision", "precision", ".3f", "higher", "share of samples inside the manifold of real images (k = 3)"),
     Column("recall", "recall", ".3f", "higher", "share of real images inside the manifold of samples (k = 3)"),

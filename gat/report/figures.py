@@ -14,7 +14,7 @@ from gat.config import MODEL, Training
 from gat.files import atomic_write
 from gat.report.comparisons import compare_sizes
 from gat.report.scaling_laws import EqualCompute, Fit, Scaling
-from gat.report.trainings import main_patch, study_of
+from gat.report.trainings import given_of, main_patch, study_of
 
 Curves = Mapping[Training, Mapping[str, np.ndarray]]  # of each training and metric, rows (N, 2) of a step and a value
 
@@ -134,7 +134,8 @@ def _draw_scaling(
         _draw_law(axes, scaling, fit, dashes)
     model = table[table.run == MODEL].dropna(subset=column)  # the training compute of a pretrained model is unknown
     axes.scatter(factor * model[column], model.fid, color=highlight, marker="*", s=150, zorder=4, label=MODEL)
-    doubtful = table[table.warnings != ""]
+    _draw_given(axes, table, column, factor)
+    doubtful = table[(table.warnings != "") & table[column].notna()]
     if len(doubtful):
         places = factor * doubtful[column], doubtful.fid
         axes.scatter(*places, color="black", marker="x", s=45, zorder=5, label="with a warning")
@@ -146,6 +147,17 @@ def _draw_scaling(
     shown = [*table.fid, *floors.values()]
     axes.set_ylim(min(shown) / 1.6, max(shown) * 2.5)  # intervals may exceed it
     axes.legend(frameon=False, fontsize=8.5, loc="lower left")
+
+
+def _draw_given(axes: Axes, table: pd.DataFrame, column: str, factor: float) -> None:
+    """Other models' samples: at their cost or, if it is unknown, at the right edge."""
+    for row in given_of(table).to_dict("records"):
+        known = not np.isnan(cost := float(row[column]))
+        transform = axes.transData if known else axes.get_yaxis_transform()
+        place = (factor * cost if known else 1.0), row["fid"]
+        axes.plot(*place, "v", color="#555555", ms=7, clip_on=False, zorder=4, transform=transform)
+        offset: dict[str, Any] = {"xytext": (-8, 5), "textcoords": "offset points", "ha": "right"}
+        axes.annotate(row["run"], place, xycoords=transform, fontsize=9, **offset)
 
 
 def _draw_points(axes: Axes, scaling: Scaling, shades: Mapping[str, str]) -> None:

@@ -59,10 +59,11 @@ def study_content(
 
 def _facts(table: pd.DataFrame, scaling: Scaling) -> list[tuple[str, str]]:
     """A few numbers for the head of the page, with their labels."""
+    count = int(table.seed.notna().sum())
     facts = [(f"FID of {run}", mean_text(table.fid[table.run == run])) for run in smallest_and_largest(table)]
     for fit in scaling.fits[:1]:
         facts.append((f"exponent of FID in {scaling.axis.name}", f"{fit.law.exponent:.2f}".replace("-", "−")))
-    return [*facts, ("trainings" if len(table) > 1 else "training", str(len(table)))]
+    return [*facts, ("trainings" if count > 1 else "training", str(count))]
 
 
 def _cost_content(scaling: Scaling) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def about_content(
 
 def _lead(table: pd.DataFrame, resolution: int) -> str:
     """A sentence on what was trained, on images of so many pixels."""
-    study = table[table.run != MODEL]
+    study = table[(table.run != MODEL) & table.seed.notna()]
     runs, seeds = study.run.nunique(), study.seed.nunique()
     what = f"{runs} run{'s' * (runs != 1)} × {seeds} seed{'s' * (seeds != 1)} and the" if runs else "The"
     steps = table.steps.dropna().unique()

@@ -37,7 +37,8 @@ def scaling_page(
     doubtful = table[table.warnings != ""]
     if len(doubtful):
         lines += ["## Warnings (!)", ""]
-        lines += [f"- {row.run}, seed {row.seed}: {row.warnings}" for row in doubtful.itertuples()] + [""]
+        names = doubtful.run + [f", seed {seed:.0f}" * (seed == seed) for seed in doubtful.seed]
+        lines += [f"- {name}: {warnings}" for name, warnings in zip(names, doubtful.warnings, strict=True)] + [""]
     if laws := [f"- {text}" for scaling in scalings for text in law_texts(scaling)]:
         lines += ["## Power laws", "", *laws, ""]
     if equal is not None:
@@ -184,11 +185,12 @@ def _exponent(law: PowerLaw) -> str:
     return f"{law.exponent:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def measurement_note(extractor: Mapping[str, Any], samples: int) -> str:
+def measurement_note(extractor: Mapping[str, Any], encoder: Mapping[str, Any], samples: int) -> str:
     """How the metrics were measured.
 
     Args:
         extractor: `name` and `mode`; of a classifier also its `accuracy` and the `scale` of its features.
+        encoder: its `name`, None without one, and its `accuracy`.
         samples: of each training.
     """
     features = f"Features: {extractor['name']}, clean-fid mode {extractor['mode']}"
@@ -197,6 +199,10 @@ def measurement_note(extractor: Mapping[str, Any], samples: int) -> str:
             f", held-out accuracy {extractor['accuracy']:.3f}, standardized to mean 0 and variance 1 over the real "
             f"images (FID of unstandardized features is {extractor['scale'] ** 2:.3g} times as large)"
         )
+    if encoder["name"] is not None:
+        features += f"; encoder: {encoder['name']}, which no label has trained"
+    if encoder["accuracy"] is not None:
+        features += f", whose ten nearest neighbours tell the class of {encoder['accuracy']:.1%} of held-out images"
     return f"{features}; {samples:,} samples per training."
 
 

@@ -14,7 +14,7 @@ def training_table(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
     Args:
         results: of each training what `gat.study.results.Results.read` returns, and `changes_recipe`, see
-            `gat.config.Run`.
+            `gat.config.Run`; of other models' samples the same without a size and curves, and with `seed` None.
 
     Returns:
         The columns of the registry in its order, then all others; `warnings` as text, empty if there are none.
@@ -23,6 +23,11 @@ def training_table(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     registered = [column.key for column in COLUMNS if column.key in table]
     others = [key for key in table if key not in registered]
     return table[[*registered, *others]].sort_values(["gmacs", "run", "seed"])
+
+
+def given_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are other models' samples, which have no seed."""
+    return table[table.seed.isna()]
 
 
 def study_of(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,8 +1,8 @@
-"""Analyses of trained networks: layer use, the discriminator as a classifier, output change per optimizer step."""
+"""Analyses of trained networks: layer use, what the discriminator knows of classes, changes per optimizer step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,19 +16,19 @@ from gat.config import Analyze, Augment, Compute, Loss, Recipe
 from gat.data.images import Images
 from gat.data.latents import Latents, TrainingBatches
 from gat.data.pixels import decode
-from gat.evaluation.extractor import Extractor
-from gat.evaluation.fid import evenly_spaced
+from gat.evaluation.metrics import neighbour_accuracy
 from gat.gan.augment import sample_augment_params
 from gat.gan.losses import Perturbation, at_least_float32, augment_and_noise
 from gat.gan.networks import Z_DIM, Discriminator, Generator
-from gat.gan.optim import BASE_WIDTH
+from gat.gan.optim import width_aware_learning_rate
 from gat.gan.repa import Teacher
 from gat.gan.training import Trainer
-from gat.seeds import Purpose, generator_of
+from gat.seeds import Purpose, generator_of, seed_of
 from gat.study.networks import make_trainer
 
 NO_AUGMENT = Augment(color=0.0, translation=0.0, cutout=0.0, flip=0.0)
 NEIGHBOURS = 10  # k of CKNNA
+SMALL = 1 / 32  # of the learning rate, at which changes of outputs are in proportion to it
 
 Extract = Callable[[np.ndarray], np.ndarray]  # features (N, d) of images uint8 (N, H, W, 3)
 
@@ -120,96 +120,84 @@ def cknna(x: Tensor, y: Tensor, neighbours: int = NEIGHBOURS) -> float:
 # The discriminator
 
 
+class Probed(NamedTuple):
+    """Real images whose tokens are looked at."""
+
+    latents: Tensor  # (N, C, H, W)
+    labels: np.ndarray  # (N,)
+
+
 @torch.no_grad()
-def discriminator_outputs(
-    discriminator: Discriminator, latents: Tensor, labels: Tensor, loss: Loss, rng: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) for every class, and the [cls] token (N, width) that they are computed from.
+def discriminator_tokens(discriminator: Discriminator, levels: Tensor) -> list[Tensor]:
+    """Tokens (N, 1 + T, width) of level images (K, N, C, H, W) after each block, [cls] first."""
+    h = discriminator.x_embedder(levels.transpose(0, 1).flatten(1, 2)) + discriminator.pos_embed
+    h = torch.cat([discriminator.cls_token.expand(len(h), -1, -1), h], dim=1)
+    tokens = []
+    for block in discriminator.blocks:
+        h = block(h, discriminator.rope)
+        tokens.append(h)
+    return tokens
+
+
+def pooled_tokens(discriminator: Discriminator, latents: Tensor, loss: Loss) -> dict[str, list[np.ndarray]]:
+    """`cls`, the [cls] token, and `mean`, the mean of the other tokens, each (N, width), after each block.
 
     Args:
         discriminator: with K levels.
-        latents: level images (K, N, C, H, W), or reals (1, N, C, H, W). They are noised as in training, but not
-            augmented.
-        labels: (N,), without influence on the result.
+        latents: (N, C, H, W), which are noised as in training, but not augmented.
         loss: settings of the training.
-        rng: for the noise.
     """
-    kept: dict[str, Tensor] = {}
-    hook = discriminator.final_layer.register_forward_hook(
-        lambda _, inputs, output: kept.update(cls=inputs[0], projected=output)
-    )
-    shape = (loss.levels.used, *latents.shape[1:])
-    augment = sample_augment_params(latents.shape[1], latents.shape[-1], NO_AUGMENT, rng)
-    noise = torch.randn(shape, generator=rng, device=latents.device)
+    rng = generator_of(0, Purpose.ANALYSIS, device=latents.device)  # the same noise for all discriminators
     plain = loss.model_copy(update={"augment": NO_AUGMENT})
-    discriminator(augment_and_noise(latents, Perturbation(augment, noise), plain), labels)
-    hook.remove()
-    classes = torch.arange(len(discriminator.y_embedder.embedding_table.weight), device=latents.device)
-    return kept["projected"] @ discriminator.y_embedder(classes).T, kept["cls"]
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share (0–1) of samples whose highest logit (N, classes) is that of their label (N,)."""
-    return float((logits.argmax(1) == labels).float().mean())
-
-
-def relative_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """`accuracy` of per-class-centred logits, since the losses do not constrain the mean logit of a class."""
-    return accuracy(logits - logits.mean(0), labels)
+    parts = []
+    for batch in latents.split(256):
+        noise = torch.randn((loss.levels.used, *batch.shape), generator=rng, device=batch.device)
+        augment = sample_augment_params(len(batch), batch.shape[-1], NO_AUGMENT, rng)
+        tokens = discriminator_tokens(
+            discriminator, augment_and_noise(batch[None], Perturbation(augment, noise), plain)
+        )
+        parts.append([torch.stack([own[:, 0], own[:, 1:].mean(1)]).float().cpu().numpy() for own in tokens])
+    blocks = [np.concatenate(own, axis=1) for own in zip(*parts, strict=True)]
+    return {"cls": [own[0] for own in blocks], "mean": [own[1] for own in blocks]}
 
 
 def discriminator_knowledge(
-    discriminator: Discriminator,
-    fake: Tensor,
-    fake_labels: Tensor,
-    loss: Loss,
-    latents: Latents,
-    images: Images,
-    reference: Teacher | Extractor,
-    rng: torch.Generator,
-) -> dict[str, float]:
-    """Accuracy of the discriminator as a classifier, and alignment of its [cls] token with other features.
+    discriminator: Discriminator, known: Probed, tested: Probed, features: np.ndarray, loss: Loss, seed: int
+) -> dict[str, Any]:
+    """How well a discriminator's tokens tell classes, and how [cls] is aligned with other features.
 
     Args:
         discriminator: with K levels.
-        fake: level images (K, N, C, H, W).
-        fake_labels: (N,) classes of the fakes.
+        known: real images.
+        tested: others, whose classes are told by their nearest ones among the known images.
+        features: (N, d) of the tested images, from another network.
         loss: settings of the training.
-        latents: the training data, of which N evenly spaced ones are used.
-        images: the images behind the latents.
-        reference: computes the other features.
-        rng: for the noise.
+        seed: of the training.
 
     Returns:
-        `accuracy` and `relative_accuracy` on real images, `relative_accuracy_on_samples`, the accuracy by `chance`, and
-        `cknna`.
+        `trained`, and as the null `untrained`, of a discriminator with initial weights; each with `cls` and `mean`,
+        accuracies of `neighbour_accuracy` after each block, and with `cknna` of the last block's [cls].
     """
-    count, device = fake.shape[1], fake.device
-    kept = evenly_spaced(len(latents), count)
-    moments = torch.from_numpy(latents.moments(kept, kept * 0)).to(device).float()
-    labels = torch.from_numpy(latents.labels[kept]).to(device)
-    real = moments[:, : latents.channels] * latents.scaling_factor
-    logits, cls = discriminator_outputs(discriminator, real[None], labels, loss, rng)
-    of_fakes, _ = discriminator_outputs(discriminator, fake, fake_labels, loss, rng)
-    pixels = images[kept]
-    if isinstance(reference, Teacher):
-        still = sample_augment_params(count, latents.size, NO_AUGMENT, rng)
-        features = reference(torch.from_numpy(pixels), still, latents.size).cls
-    else:
-        features = torch.from_numpy(reference(pixels)).to(device)
-    return {
-        "accuracy": accuracy(logits, labels),
-        "relative_accuracy": relative_accuracy(logits, labels),
-        "relative_accuracy_on_samples": relative_accuracy(of_fakes, fake_labels),
-        "chance": 1 / len(latents.classes),
-        "cknna": cknna(cls, features),
-    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(seed, Purpose.WEIGHTS))
+        untrained = Discriminator.from_config(discriminator.config).to(discriminator.device)
+    result = {}
+    for name, network in (("trained", discriminator), ("untrained", untrained)):
+        training, test = (pooled_tokens(network, part.latents, loss) for part in (known, tested))
+        result[name] = {
+            pooling: [
+                neighbour_accuracy(own, tested.labels, others, known.labels)
+                for own, others in zip(test[pooling], training[pooling], strict=True)
+            ]
+            for pooling in ("cls", "mean")
+        } | {"cknna": cknna(torch.from_numpy(test["cls"][-1]), torch.from_numpy(features))}
+    return result
 
 
 # Optimizer steps
 
 
-def step_sizes_by_rule(
+def coordinate_check(
     recipe: Recipe,
     seed: int,
     base_width: int,
@@ -219,58 +207,95 @@ def step_sizes_by_rule(
     accelerator: Accelerator,
     teacher: Teacher | None = None,
     compute: Compute = Compute(),  # noqa: B008 (frozen)
-) -> dict[str, dict[str, dict[str, float]]]:
-    """`step_sizes` of short trainings `with` the width rule, and `without` it, at the learning rate of `base_width`."""
-    fixed_rate = recipe.train.learning_rate * BASE_WIDTH / base_width
-    fixed = recipe.train.model_copy(update={"scale_lr_by_width": False, "learning_rate": fixed_rate})
-    sizes = {}
-    for rule, train in (("with", recipe.train), ("without", fixed)):
-        trainer = make_trainer(recipe._replace(train=train), seed, latents, accelerator, teacher, compute)
-        batches = TrainingBatches(latents, train.batch_size, seed, images=images if teacher else None)
-        sizes[rule] = step_sizes(trainer, batches, analyze.steps, analyze.window)
-    return sizes
+) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """How far one small optimizer step moves the outputs of each layer, with and without the width rule.
 
-
-def step_sizes(
-    trainer: Trainer, batches: TrainingBatches, steps: int, window: int, count: int = 64
-) -> dict[str, dict[str, float]]:
-    """Change of the networks' outputs per optimizer step, at the start of a training and later.
-
-    Args:
-        trainer: untrained; it is trained for `steps` steps.
-        batches: its training data.
-        steps: number of steps.
-        window: number of steps to average over, at the start and at the end.
-        count: number of samples whose outputs are compared: fixed noise, and the reals of the first step.
+    As users of µP check it (Yang and Hu, "Tensor programs V", 2022, appendix D). Both start from the same weights and
+    optimizer states: those at the `start` of a training and those `later`, after `analyze.steps` steps.
 
     Returns:
-        `start` and `later`, each with `generator`, the root mean square change of its latents (which have unit
-        variance), and `discriminator`, that of its logits.
+        `start` and `later`, each with `with` and `without`, at the learning rate of `base_width`; each with what
+        `layer_changes` returns.
     """
-    device = trainer.accelerator.device
+    trainer = make_trainer(recipe, seed, latents, accelerator, teacher, compute)
+    batches = TrainingBatches(latents, recipe.train.batch_size, seed, images=images if teacher else None)
+    own = width_aware_learning_rate(recipe.train, recipe.run.width)
+    rates = {"with": own, "without": own * recipe.run.width / base_width if recipe.train.scale_lr_by_width else own}
+    changes = {}
+    for when in ("start", "later"):
+        changes[when] = {
+            rule: layer_changes(trainer, batches, SMALL * rate, analyze.window) for rule, rate in rates.items()
+        }
+        for step in range(trainer.steps_done, analyze.steps):
+            trainer.step(send_to_device(batches[step], accelerator.device))
+    return changes
+
+
+def layer_changes(
+    trainer: Trainer, batches: TrainingBatches, rate: float, window: int, count: int = 64
+) -> dict[str, list[float]]:
+    """Root mean square change of the outputs of layers by one optimizer step; the trainer is then as before.
+
+    Args:
+        trainer: both of its networks make the step.
+        batches: its training data.
+        rate: learning rate of the step.
+        window: number of steps, each from the same start with another batch, over which changes are averaged.
+        count: number of samples whose outputs are compared: fixed noise, and the reals of the first batch.
+
+    Returns:
+        `generator` and `discriminator`, each with a value per block, of its tokens, and for the output: latents, which
+        have unit variance, and logits.
+    """
+    device, config = trainer.accelerator.device, trainer.generator.config
     rng = generator_of(trainer.seed, Purpose.STEP_SIZES, device=device)
     first = batches[0]
     count = min(count, len(first.labels))
     labels = first.labels[:count].to(device)
-    config = trainer.generator.config
     z = torch.randn(count, Z_DIM, generator=rng, device=device)
     real = at_least_float32(first.moments[:count, : config["channels"]].to(device)) * trainer.scaling_factor
     levels = real.expand(config["levels"], *real.shape)
 
     @torch.no_grad()
-    def outputs() -> tuple[Tensor, Tensor]:
-        return trainer.generator(z, labels), trainer.discriminator(levels, labels)
+    def outputs() -> dict[str, list[Tensor]]:
+        with _outputs_of(trainer.generator.blocks) as blocks:
+            latent = trainer.generator(z, labels)
+        tokens = discriminator_tokens(trainer.discriminator, levels)
+        return {"generator": [*blocks, latent], "discriminator": [*tokens, trainer.discriminator(levels, labels)]}
 
-    changes: list[list[float]] = []
-    for step in range(steps):
-        measured = step < window or step >= steps - window
-        before = outputs() if measured else None
+    optimizers = trainer.optimizer_g, trainer.optimizer_d
+    own_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    begin, start = trainer.steps_done, {name: tensor.clone() for name, tensor in trainer.state().items()}
+    before, changes = outputs(), []
+    for step in range(begin, begin + window):
+        _set_rates(optimizers, [rate, rate])
         trainer.step(send_to_device(batches[step], device))
-        if before is not None:
-            moved = [(new - old).square().mean().sqrt() for new, old in zip(outputs(), before, strict=True)]
-            changes.append([float(change) for change in moved])
-    names = ("generator", "discriminator")
-    return {
-        name: dict(zip(names, np.mean(part, axis=0).tolist(), strict=True))
-        for name, part in (("start", changes[:window]), ("later", changes[-window:]))
-    }
+        after = outputs()
+        changes.append(
+            {name: [_rms(new - old) for new, old in zip(after[name], before[name], strict=True)] for name in before}
+        )
+        trainer.load_state({name: tensor.clone() for name, tensor in start.items()}, begin)  # which steps change
+    _set_rates(optimizers, own_rates)
+    return {name: np.mean([change[name] for change in changes], axis=0).tolist() for name in before}
+
+
+def _set_rates(optimizers: Sequence[Any], rates: Sequence[float]) -> None:
+    for optimizer, rate in zip(optimizers, rates, strict=True):
+        for group in optimizer.param_groups:  # new ones after each `load_state`
+            group["lr"] = rate
+
+
+def _rms(change: Tensor) -> float:
+    return float(change.float().square().mean().sqrt())
+
+
+@contextmanager
+def _outputs_of(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
+    """Collect the blocks' outputs."""
+    outputs: list[Tensor] = []
+    hooks = [block.register_forward_hook(lambda _, inputs, output: outputs.append(output)) for block in blocks]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -26,7 +26,7 @@ class Results:
     def write_run(self, content: Mapping[str, Any]) -> None:
         write_json(self.folder / "run.json", content)
 
-    def write_evaluation(self, metrics: Mapping[str, float], evaluation: Mapping[str, Any]) -> None:
+    def write_evaluation(self, metrics: Mapping[str, float | None], evaluation: Mapping[str, Any]) -> None:
         write_json(self.folder / "metrics.json", metrics)
         write_json(self.folder / "evaluation.json", evaluation)
 

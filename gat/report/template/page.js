@@ -118,7 +118,7 @@ function scalingFigure() {
     traces.push({
       x: rows.map((row) => costOf(row, cost)), y: rows.map((row) => row.fid), mode: "markers", showlegend: !mean,
       name: run, legendgroup: run, marker: mean ? { color: color(run), size: 7, opacity: 0.6 } : { color: color(run), size: 15, symbol: "star" },
-      text: rows.map((row) => `<b>${run}</b>, seed ${row.seed}<br>FID ${number(row.fid)}<br>${number(costOf(row, cost))} ${cost.name}`
+      text: rows.map((row) => `<b>${run}</b>, ${row.seed === null ? "given samples" : `seed ${row.seed}`}<br>FID ${number(row.fid)}<br>${number(costOf(row, cost))} ${cost.name}`
         + (row.warnings ? "<br>with a warning" : "")),
       hovertemplate: "%{text}<extra></extra>",
     });
@@ -149,6 +149,12 @@ function scalingFigure() {
     xref: "paper", x: 0, xanchor: "left", y: Math.log10(fid), yanchor: "bottom", text: `${name}: ${Number(fid.toPrecision(3))}`,
     showarrow: false, font: { size: 11, color: grey },
   }));
+  for (const row of scaling.rows.filter((entry) => entry.seed === null && costOf(entry, cost) === null)) {
+    annotations.push({
+      xref: "paper", x: 1, xanchor: "right", y: Math.log10(row.fid), text: `${row.run}, cost unknown: ${Number(row.fid.toPrecision(3))} ◂`,
+      showarrow: false, font: { size: 11, color: grey },
+    });
+  }
   const fids = [...scaling.rows.map((row) => row.fid), ...Object.values(scaling.floors)];
   const range = [Math.log10(Math.min(...fids) / 1.6), Math.log10(Math.max(...fids) * 2)];
   byId("law").textContent = cost.text;
