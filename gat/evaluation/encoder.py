@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import trange
 from transformers import AutoConfig, AutoModel, ResNetConfig, ResNetModel
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import logging
 
 from gat.config import ParamsError
 from gat.data.images import Images
@@ -37,6 +38,7 @@ class Encoder:
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
+        logging.disable_progress_bar()  # of reading the file, not of downloads
         self._model = AutoModel.from_pretrained(folder).to(self.device).eval().requires_grad_(False)
         settings, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
         size = settings.get("crop_size") or settings["size"]

@@ -59,7 +59,7 @@ def runs_table(table: pd.DataFrame) -> str:
     for run, own in table.sort_values("gmacs").groupby("run", sort=False):
         name = f"{run} (!)" if (own.warnings != "").any() else run
         size = [column.text(own[column.key].iloc[0]) for column in SIZE]
-        rows.append([name, *size, len(own), *(mean_text(own[column.key], column.format) for column in measured)])
+        rows.append([name, *size, own.seed.count() or "", *(mean_text(own[column.key], column.format) for column in measured)])
     return markdown_table(headings, rows)
 
 
