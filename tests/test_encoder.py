@@ -23,14 +23,15 @@ def features(folder, images) -> np.ndarray:
 
 def test_classes_lie_together_without_any_label(digits, tmp_path):
     """Closer than in an encoder that has hardly been trained, and the same each time."""
-    accuracies = {}
-    for name, steps in (("short", 1), ("long", 120), ("again", 120)):
+    accuracies, found = {}, {}
+    for name, steps in (("short", 1), ("again", 1), ("long", 40)):
         train_encoder(digits, tmp_path / name, steps=steps, progress=False, **RECIPE)
-        own = features(tmp_path / name, digits)
+        own = found[name] = features(tmp_path / name, digits)
+        assert own.shape == (300, Encoder(tmp_path / name).width)
         assert own.var(axis=0).mean() == pytest.approx(1, rel=1e-3)
         accuracies[name] = neighbour_accuracy(own[::2], digits.labels[::2], own[1::2], digits.labels[1::2])
     assert accuracies["long"] > accuracies["short"] + 0.1
-    assert accuracies["long"] == accuracies["again"]
+    assert np.array_equal(found["short"], found["again"])
 
 
 def test_loss_is_the_cross_entropy_of_the_other_view():

@@ -34,12 +34,17 @@ class Encoder:
     Args:
         folder: in transformers' format.
         device: where it runs.
+
+    Attributes:
+        width: number of features.
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         logging.disable_progress_bar()  # of reading the file, not of downloads
         self._model = AutoModel.from_pretrained(folder).to(self.device).eval().requires_grad_(False)
+        config = self._model.config
+        self.width: int = config.hidden_sizes[-1] if config.model_type == "resnet" else config.hidden_size
         settings, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
         size = settings.get("crop_size") or settings["size"]
         self._size = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]

@@ -75,19 +75,17 @@ class Measure:
     def features(self, images: SampleFn, count: int, batch_size: int, progress: bool = True) -> Features:
         """Features of images 0 to `count`, each of which is made once; see `compute_features`."""
         networks: list[FeatureFn] = [self.extractor, *([self.encoder] if self.encoder else [])]
-        widths: list[int] = []
 
         def extract(batch: np.ndarray) -> np.ndarray:
-            parts = [network(batch) for network in networks]
-            widths[:] = np.cumsum([part.shape[1] for part in parts]).tolist()
-            return np.concatenate(parts, axis=1)
+            return np.concatenate([network(batch) for network in networks], axis=1)
 
-        extracted = compute_features(images, extract, count, batch_size, progress)
-        parts = np.split(extracted, widths[:-1], axis=1)
+        main, encoder = compute_features(images, extract, count, batch_size, progress), None
         spatial = probabilities = None
+        if self.encoder is not None:
+            main, encoder = main[:, : -self.encoder.width], main[:, -self.encoder.width :]
         if self._complete:
-            parts[0], spatial, probabilities = split(parts[0])
-        return Features(parts[0], spatial, probabilities, parts[1] if self.encoder else None)
+            main, spatial, probabilities = split(main)
+        return Features(main, spatial, probabilities, encoder)
 
     def metrics(
         self, features: Features, labels: np.ndarray | None, references: References, seed: int
