@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from gat.config import MODEL, Training
 from gat.files import atomic_write
 from gat.report.comparisons import compare_sizes
-from gat.report.scaling_laws import EqualCompute, Fit, Scaling
+from gat.report.scaling_laws import EqualCompute, Fit, Scaling, mean_curve
 from gat.report.trainings import given_of, main_patch, study_of
 
 Curves = Mapping[Training, Mapping[str, np.ndarray]]  # of each training and metric, rows (N, 2) of a step and a value
@@ -73,7 +73,9 @@ def draw_scaling(
     logarithmic = _draw_equal_compute(at_compute, equal, shades)
     label_axes(at_compute, "(e) FID at equal training compute", "training compute so far (GMACs)", "FID", logarithmic)
     _draw_ratios(ratios, study)
-    label_axes(ratios, "(f) FID of a larger model or a finer patch / before", "ratio, 95% interval", "", "x")
+    label_axes(
+        ratios, "(f) FID of a larger model or a finer patch / before", "ratio, 95% interval of each alone", "", "x"
+    )
     return figure
 
 
@@ -83,7 +85,7 @@ def _draw_equal_compute(axes: Axes, equal: EqualCompute | None, shades: Mapping[
         return "y"
     for run, curve in equal.curves.items():
         color = shades.get(run, PATCH_COLORS[1])
-        axes.plot(*curve.T, color=color, marker="o", ms=3, lw=1.5, label=run)
+        axes.plot(*mean_curve(curve).T, color=color, marker="o", ms=3, lw=1.5, label=run)
     for run, start, end in equal.best:
         color = shades.get(run, PATCH_COLORS[1])
         axes.axvspan(start, end, ymax=0.03, color=color, lw=0)

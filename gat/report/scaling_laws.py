@@ -1,6 +1,6 @@
 """Power laws of FID in compute, with Student's intervals, and the best size at equal training compute."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -223,14 +223,15 @@ def _enough(costs: np.ndarray) -> bool:
 class EqualCompute(NamedTuple):
     """FID of each run against the training compute spent so far, and the best run at each compute."""
 
-    curves: dict[str, np.ndarray]  # of each run rows (N, 2): GMACs, and the geometric mean of FID over its seeds
-    best: list[tuple[str, float, float]]  # a run, and the GMACs from which and to which its FID is lowest
+    curves: dict[str, np.ndarray]  # of each run rows (N, 1 + seeds): GMACs, and the FID of each seed
+    best: list[tuple[str, float, float]]  # a run, and the GMACs from which and to which its mean FID is lowest
 
 
 def equal_compute(table: pd.DataFrame, curves: Mapping[Training, Mapping[str, np.ndarray]]) -> EqualCompute | None:
     """Compare the study's runs at equal training compute, between the points of their FID curves by interpolation.
 
-    A run counts from its first evaluation on, and keeps its last FID after its end. None without FID curves.
+    A run counts from its first evaluation on, and keeps its last FID after its end. Means are geometric. None without
+    FID curves.
     """
     study = study_of(table).dropna(subset="training_gmacs")
     by_run: dict[str, np.ndarray] = {}
@@ -239,28 +240,26 @@ def equal_compute(table: pd.DataFrame, curves: Mapping[Training, Mapping[str, np
         found = [curve for curve in seeds if curve is not None]
         if found and len({len(curve) for curve in found}) == 1:
             compute = own.training_gmacs.iloc[0] * found[0][:, 0] / own.steps.iloc[0]
-            by_run[str(run)] = np.stack(
-                [compute, np.exp(np.mean([np.log(one[:, 1]) for one in found], axis=0))], axis=1
-            )
+            by_run[str(run)] = np.stack([compute, *(one[:, 1] for one in found)], axis=1)
     if not by_run:
         return None
-    grid = np.geomspace(*_range(list(by_run.values())), 400)
-    logs = [np.interp(np.log(grid), np.log(curve[:, 0]), np.log(curve[:, 1]), left=np.inf) for curve in by_run.values()]
+    ends = [curve[[0, -1], 0] for curve in by_run.values()]
+    grid = np.geomspace(np.min(ends), np.max(ends), 100_000)
+    means = [mean_curve(curve) for curve in by_run.values()]
+    logs = [np.interp(np.log(grid), np.log(mean[:, 0]), np.log(mean[:, 1]), left=np.inf) for mean in means]
     names, leaders = list(by_run), np.argmin(logs, axis=0)
-    best: list[tuple[str, float, float]] = []
-    for at, leader in zip(grid, leaders, strict=True):
-        if best and best[-1][0] == names[leader]:
-            best[-1] = (best[-1][0], best[-1][1], float(at))
-        else:
-            best.append((names[leader], float(at), float(at)))
-    return EqualCompute(by_run, best)
+    parts = np.split(np.arange(len(grid)), np.flatnonzero(np.diff(leaders)) + 1)
+    return EqualCompute(by_run, [(names[leaders[own[0]]], float(grid[own[0]]), float(grid[own[-1]])) for own in parts])
 
 
-def fid_at(curve: np.ndarray, gmacs: float) -> float | None:
-    """FID of a curve of `EqualCompute` at a compute; None outside of the curve."""
-    inside = curve[0, 0] * (1 - 1e-9) <= gmacs <= curve[-1, 0] * (1 + 1e-9)
-    return float(np.exp(np.interp(np.log(gmacs), np.log(curve[:, 0]), np.log(curve[:, 1])))) if inside else None
+def mean_curve(curve: np.ndarray) -> np.ndarray:
+    """The geometric mean over seeds of a curve of `EqualCompute`: rows (N, 2) of GMACs and FID."""
+    return np.stack([curve[:, 0], np.exp(np.log(curve[:, 1:]).mean(axis=1))], axis=1)
 
 
-def _range(curves: Sequence[np.ndarray]) -> tuple[float, float]:
-    return min(float(curve[0, 0]) for curve in curves), max(float(curve[-1, 0]) for curve in curves)
+def fids_at(curve: np.ndarray, gmacs: float) -> np.ndarray | None:
+    """The FIDs of all seeds of a curve of `EqualCompute` at a compute; None outside of the curve."""
+    if not curve[0, 0] * (1 - 1e-9) <= gmacs <= curve[-1, 0] * (1 + 1e-9):
+        return None
+    logs = np.log(curve)
+    return np.exp([np.interp(np.log(gmacs), logs[:, 0], seed) for seed in logs[:, 1:].T])

@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from gat.report.columns import GAP, METRICS, RUN, SIZE, Column, mean_text
-from gat.report.comparisons import ALPHA, compare_sizes, trend
-from gat.report.scaling_laws import EqualCompute, Fit, PowerLaw, Scaling, fid_at
+from gat.report.comparisons import ALPHA, compare, compare_sizes, trend
+from gat.report.scaling_laws import EqualCompute, Fit, PowerLaw, Scaling, fids_at
 from gat.report.trainings import main_patch, study_of
 
-MEANS = "Values are means over seeds ± standard deviations."
+MEANS = (
+    "Values are means over seeds ± standard deviations. Laws and ratios below take geometric means, and training "
+    "curves have fewer samples a point, so that their FIDs differ a little."
+)
 
 
 def scaling_page(
@@ -40,7 +44,7 @@ def scaling_page(
         names = doubtful.run + [f", seed {seed:.0f}" * (seed == seed) for seed in doubtful.seed]
         lines += [f"- {name}: {warnings}" for name, warnings in zip(names, doubtful.warnings, strict=True)] + [""]
     if laws := [f"- {text}" for scaling in scalings for text in law_texts(scaling)]:
-        lines += ["## Power laws", "", *laws, ""]
+        lines += ["## Power laws", "", LAWS, "", *laws, ""]
     if equal is not None:
         lines += ["## Equal training compute", "", equal_text(table, equal), ""]
     lines += sizes_section(study_of(table))
@@ -59,7 +63,9 @@ def runs_table(table: pd.DataFrame) -> str:
     for run, own in table.sort_values("gmacs").groupby("run", sort=False):
         name = f"{run} (!)" if (own.warnings != "").any() else run
         size = [column.text(own[column.key].iloc[0]) for column in SIZE]
-        rows.append([name, *size, own.seed.count() or "", *(mean_text(own[column.key], column.format) for column in measured)])
+        rows.append(
+            [name, *size, own.seed.count() or "", *(mean_text(own[column.key], column.format) for column in measured)]
+        )
     return markdown_table(headings, rows)
 
 
@@ -73,16 +79,20 @@ def sampling_text(table: pd.DataFrame) -> str:
         return float((squares / sum(len(own) - 1 for own in logs)) ** 0.5) if logs else float("nan")
 
     sets = deviation(table.get("fid_sets", pd.Series(dtype=object)).dropna())
-    seeds = deviation(own.to_numpy() for _, own in table.groupby("run").fid)
+    by_run = [own.to_numpy() for _, own in table.groupby("run").fid if len(own) > 1]
     if sets != sets:
         return ""
-    compared = "" if seeds != seeds else f"; between seeds of one run: {seeds:.1%}"
-    return f"Standard deviation of log FID, pooled: between sets of samples of one training: {sets:.1%}{compared}."
+    each = [deviation([own]) for own in by_run]
+    compared = (
+        f"; between seeds of one run: {deviation(by_run):.3f} ({min(each):.3f} to {max(each):.3f})" if each else ""
+    )
+    return f"Standard deviation of log FID, pooled: between sets of samples of one training: {sets:.3f}{compared}."
 
 
 FLOORS_NOTE = (
-    "Metrics of real images, measured as those of samples are. A generator of perfect images would have about these "
-    "values with as many samples; FID falls as their number grows."
+    "Metrics of reconstructions and of real images, measured as those of samples are. With as many samples, a "
+    "generator of perfect images would have about the values of real images; with more of them, FID falls and coverage "
+    "rises, so that both compare with the table above only at the same number."
 )
 
 
@@ -119,9 +129,11 @@ def sizes_section(study: pd.DataFrame) -> list[str]:
 
 
 COMPARED = (
-    "FID ratio: of the geometric means over seeds, with Welch's 95% interval. A claim is shown if the interval lies on "
-    "the claimed side of 1, contradicted if it lies on the other side or within ±10% of 1, and otherwise undecided. By "
-    f"Holm's procedure, the chance of any wrong verdict in the table is at most {ALPHA:.0%}."
+    "FID ratio: of the geometric means over seeds, with Welch's 95% interval; it and p are of this comparison alone. A "
+    "claim is shown if the ratio differs from 1 in the claimed direction, contradicted if it differs in the other or "
+    "is within ±10% of 1, and otherwise undecided. Verdicts allow for the number of claims in the table by Holm's "
+    "procedure, so that a claim may be undecided where its interval excludes 1; the chance of any wrong one is at most "
+    f"{ALPHA:.0%} if log FID is normal over seeds."
 )
 
 
@@ -132,22 +144,39 @@ def trend_text(study: pd.DataFrame) -> str:
     if len(groups) < 3:
         return ""
     tested = trend(list(groups.values()))
+    p = f"p = {tested.p:.1g}" if tested.p >= 1e-4 else "p < 0.0001"  # as few of the permutations are as ordered
     return (
-        f"FID {' > '.join(groups)}: {tested.ordered:g} of {tested.pairs} pairs of trainings of different sizes are in "
-        f"this order; Jonckheere–Terpstra test, one-sided, by permutation: p = {tested.p:.1g}."
+        f"Trend over {', '.join(groups)}: {tested.ordered:g} of {tested.pairs} pairs of trainings of different sizes "
+        "have the lower FID in the larger one; Jonckheere–Terpstra test, one-sided, by permutation: "
+        f"{p}. It tests the trend, not each step."
     )
+
+
+LAWS = (
+    "Fitted to the geometric means over seeds of all runs that override nothing, each as one point, with 95% intervals "
+    "by Student's t and, of r, by Fisher's z. The discriminator grows with the generator, and the learning rate falls "
+    "with the width, so that they describe the whole recipe."
+)
 
 
 def equal_text(table: pd.DataFrame, equal: EqualCompute) -> str:
     """Which run is best at which training compute, in sentences."""
     spans = [f"{run} up to {end:.3g} GMACs" for run, _, end in equal.best[:-1]] + [equal.best[-1][0] + " beyond"]
-    text = f"Lowest FID at equal training compute: {', '.join(spans) if len(spans) > 1 else equal.best[0][0]}."
+    best = ", ".join(spans) if len(spans) > 1 else equal.best[0][0]
+    if never := [run for run in equal.curves if run not in {run for run, _, _ in equal.best}]:
+        best += f"; {', '.join(never)} nowhere"
+    text = (
+        "FIDs are those of the training curves: geometric means over seeds, interpolated, and after a run's end its "
+        f"last one. Lowest at equal training compute: {best}."
+    )
     study = study_of(table)
     sizes = [str(run) for run in study[study.patch == main_patch(study)].run.unique() if run in equal.curves]
     for smaller, larger in pairwise(sizes):
-        gmacs, fid = equal.curves[smaller][-1]
-        if (other := fid_at(equal.curves[larger], gmacs)) is not None:
-            text += f" At {smaller}'s final {gmacs:.3g} GMACs: {smaller} {fid:.3g}, {larger} {other:.3g}."
+        gmacs, *fids = equal.curves[smaller][-1]
+        if (others := fids_at(equal.curves[larger], gmacs)) is not None:
+            means = [f"{run} {stats.gmean(own):.3g}" for run, own in ((smaller, fids), (larger, others))]
+            ratio = compare(others, fids).text
+            text += f" At {smaller}'s final {gmacs:.3g} GMACs: {', '.join(means)}, a ratio of {ratio}."
     return text
 
 
@@ -169,13 +198,14 @@ def law_text(fit: Fit, compute: str) -> str:
         text += f" Without flagged trainings: exponent {_exponent(fit.unflagged)}."
     if floor is not None:
         text += (
-            f" With a floor: FID ≈ {floor.floor:.3g} [{floor.floor_interval[0]:.2g}, {floor.floor_interval[1]:.2g}] + "
+            f" With a floor: FID ≈ {floor.floor:.2f} [{floor.floor_interval[0]:.2f}, {floor.floor_interval[1]:.2f}] + "
             f"a · C^b, b {floor.exponent:.2f} [{floor.exponent_interval[0]:.2f}, {floor.exponent_interval[1]:.2f}]."
         )
     if forecast is not None:
+        wide = "; the interval is too wide to test the law" * (forecast.high > 100 * forecast.low)
         text += (
             f" The law fitted without {forecast.run} predicts FID {forecast.predicted:.3g} "
-            f"[{forecast.low:.3g}, {forecast.high:.3g}] for it; measured: {forecast.measured:.3g}."
+            f"[{forecast.low:.3g}, {forecast.high:.3g}] for it{wide}; measured: {forecast.measured:.3g}."
         )
     return text
 
