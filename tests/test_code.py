@@ -40,7 +40,7 @@ CHANGES = [
     ("gat/evaluation/metrics.py", "_OF_REALS = 3, 5", "_OF_REALS = 3, 6", MEASURED | {"reference", "encoder"}),
     ("gat/evaluation/measure.py", "progress: bool = True", "progress: bool = False", MEASURED),
     ("gat/study/cost.py", "/ 2 / 1e9", "/ 1e9", EVALUATE),
-    ("gat/data/sources.py", 'EMBEDDED = "mnist5k"', 'EMBEDDED = "mnist"', {"images"}),
+    ("gat/data/sources.py", 'EMBEDDED = "mnist5k"', 'EMBEDDED = "mnist"', {"images", "samples@noise"}),
     ("gat/report/template/page.css", "body {", "body { margin: 1px;", {"report"}),
 ]  # fmt: skip
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+ENTRIES = ("study", "samples")  # of which a stage reads one by its name
+
 
 def record() -> None:
     """Have every key that is read from params.yaml from now on written when this process ends."""
@@ -41,7 +43,7 @@ def record() -> None:
         value = get(section, name)
         if name in ("model_dump", "__iter__"):
             note(section, "")
-        elif name in type(section).model_fields and not isinstance(value, base) and name != "study":
+        elif name in type(section).model_fields and not isinstance(value, base) and name not in ENTRIES:
             note(section, name)
         return value
 
