@@ -98,7 +98,7 @@ class EncoderRecipe(_Section):
 
     width: Annotated[int, Field(gt=0, le=4096, multiple_of=16)]
     depth: PositiveInt
-    steps: PositiveInt
+    steps: Annotated[int, Field(gt=10)]
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: PositiveFloat
     temperature: PositiveFloat
@@ -140,7 +140,7 @@ class Samples(_Section):
     `gmacs` and `params` are its cost, as the tables have it for generators; null: unknown.
     """
 
-    path: PathOrHubId
+    path: Annotated[str, Field(pattern=r"^[^~]")]  # DVC does not expand ~
     gmacs: PositiveFloat | None = None
     params: PositiveInt | None = None
 

@@ -49,7 +49,10 @@ def main(params: Params) -> None:
     if recipe.run.pretrained is None and len(latents.classes) > 1:
         discriminator = Discriminator.from_pretrained(networks / "discriminator").to(device)
         (known, _), (tested, pixels), held_out = probed_images(images, vae, settings.reals)
-        features = teacher_features(teacher, pixels, latents.size) if teacher else extractor(pixels)
+        batches = [pixels[start : start + 64] for start in range(0, len(pixels), 64)]
+        features = np.concatenate(
+            [teacher_features(teacher, batch, latents.size) if teacher else extractor(batch) for batch in batches]
+        )
         result["discriminator"] = discriminator_knowledge(
             discriminator, known, tested, features, recipe.loss, training.seed
         ) | {
@@ -86,9 +89,6 @@ def probed_images(
 
 def teacher_features(teacher: Teacher, pixels: np.ndarray, latent_size: int) -> np.ndarray:
     """The teacher's [cls] of images uint8 (N, H, W, 3)."""
-    features = []
-    for start in range(0, len(pixels), 64):
-        batch = torch.from_numpy(pixels[start : start + 64])
-        still = sample_augment_params(len(batch), latent_size, NO_AUGMENT, generator_of(0, Purpose.ANALYSIS))
-        features.append(teacher(batch, still, latent_size).cls.float().cpu().numpy())
-    return np.concatenate(features)
+    rng = generator_of(0, Purpose.ANALYSIS, device=teacher.device)
+    still = sample_augment_params(len(pixels), latent_size, NO_AUGMENT, rng)
+    return teacher(torch.from_numpy(pixels), still, latent_size).cls.float().cpu().numpy()

@@ -49,7 +49,11 @@ def main(params: Params) -> None:
     if len(others) > len(references.main.mu):  # else their covariance is singular
         floors["held-out reals"] = features(reals(held, others), others), held.labels[others], unheld
     elif params.metrics.reference is not None:
-        floors["training images"] = features(reals(images, chosen), chosen), images.labels[chosen], unheld
+        floors["training images"] = (
+            features(reals(images, chosen), chosen),
+            images.labels[chosen],
+            unheld._replace(encoder=None),
+        )
     elif len(halves := evenly_spaced(len(images), 2 * count)) > 2 * len(references.main.mu):
         first, second = (
             (features(reals(images, half), half), images.labels[half]) for half in (halves[::2], halves[1::2])

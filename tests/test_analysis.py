@@ -7,6 +7,7 @@ from conftest import TINY
 
 from gat.config import Loss, Optimization
 from gat.data.latents import TrainingBatches
+from gat.evaluation.metrics import neighbour_accuracy
 from gat.gan.networks import Discriminator, Generator
 from gat.gan.training import Trainer
 from gat.seeds import Purpose, generator_of
@@ -146,3 +147,10 @@ def test_changes_are_those_of_the_step_itself(trainer, latents):
     trainer.step(batches[0])
     moved = trainer.generator(z, labels) - before
     assert measured == pytest.approx(float(moved.square().mean().sqrt()), rel=1e-4)
+
+
+def test_fewer_images_than_neighbours_are_enough():
+    x = torch.randn(6, 8)
+    assert cknna(x, 2 * x) == pytest.approx(1)
+    features = np.array([[0.0], [1.0], [10.0], [11.0]])
+    assert neighbour_accuracy(features[:1], np.array([0]), features[1:2], np.array([0])) == 1

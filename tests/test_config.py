@@ -49,6 +49,7 @@ WRONG = [
     ("encoder: {recipe: {width: 20}}", "encoder.recipe.width: 20", "multiple of 16"),
     ("samples: {S-2: {path: params.yaml}}", "samples: 'S-2'", "not in study"),
     ("samples: {a b: {path: params.yaml}}", "samples: 'a b'", "letters"),
+    ("samples: {other: {path: ~/a.npz}}", "samples.other.path: '~/a.npz'", "pattern"),
     ("samples: {other: {path: nowhere.npz}}", "samples.other.path: 'nowhere.npz'", "exists"),
     ("samples: {other: {path: params.yaml, gmacs: 0.0}}", "samples.other.gmacs: 0.0", "greater than 0"),
     ("metrics: {classifier: null}", "metrics.classifier: None", "recipe"),

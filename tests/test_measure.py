@@ -102,10 +102,10 @@ def test_outputs_are_those_of_the_layers_that_adms_evaluation_reads(inception, f
     features, spatial, probabilities = split(outputs)
     with torch.no_grad():
         inner = inception.layers.until_mixed_6((images - 128) / 128)
-        want = inception.layers.mixed_6.conv(inner)[:, :7].flatten(1)  # before the activation
+        want = inception.layers.mixed_6.conv(inner)[:, :7]
         logits = inception.layers((images - 128) / 128) @ inception.output.weight.T
     assert (features.shape, spatial.shape, probabilities.shape) == ((2, 2048), (2, 2023), (2, CLASSES))
-    np.testing.assert_allclose(spatial, want.numpy(), atol=1e-5)
+    np.testing.assert_allclose(spatial.reshape(2, 17, 17, 7), want.movedim(1, 3).numpy(), atol=1e-5)  # as mu_s
     np.testing.assert_allclose(probabilities, logits.softmax(1).numpy(), atol=1e-5)
 
 

@@ -42,7 +42,9 @@ class Encoder:
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         logging.disable_progress_bar()  # of reading the file, not of downloads
-        self._model = AutoModel.from_pretrained(folder).to(self.device).eval().requires_grad_(False)
+        self._model = (
+            AutoModel.from_pretrained(folder, dtype=torch.float32).to(self.device).eval().requires_grad_(False)
+        )
         config = self._model.config
         self.width: int = config.hidden_sizes[-1] if config.model_type == "resnet" else config.hidden_size
         settings, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
@@ -78,7 +80,7 @@ def fetch_encoder(name: str, folder: Path) -> None:
     settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
     if missing := {"image_mean", "image_std"} - settings.keys():
         raise ParamsError(f"encoder.pretrained: {name!r} has no {' and '.join(sorted(missing))} for its images")
-    AutoModel.from_pretrained(name).save_pretrained(folder)
+    AutoModel.from_pretrained(name, dtype=torch.float32).save_pretrained(folder)
     ImageProcessingMixin(**settings).save_pretrained(folder)
 
 

@@ -36,7 +36,7 @@ class InceptionOutputs(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.inception(images)
         resized = tensorflow_resize(images) if self.inception.resize_inside else images
-        spatial = self._spatial((resized - 128) / 128)[:, :7].flatten(1)
+        spatial = self._spatial((resized - 128) / 128)[:, :7].permute(0, 2, 3, 1).flatten(1)  # in the order of mu_s
         probabilities = self.inception.base(images, no_output_bias=True)  # as ADM's evaluation: without the biases
         return torch.cat([features, spatial, probabilities], dim=1)
 

@@ -108,7 +108,9 @@ def within_class_variance(features: np.ndarray, labels: np.ndarray, classes: int
 
 def neighbour_accuracy(features: np.ndarray, labels: np.ndarray, known: np.ndarray, known_labels: np.ndarray) -> float:
     """Share (0–1) of features (N, d) whose class most of their ten nearest known features (M, d) have."""
-    return float(KNeighborsClassifier(NEIGHBOURS_OF_CLASSES).fit(known, known_labels).score(features, labels))
+    return float(
+        KNeighborsClassifier(min(NEIGHBOURS_OF_CLASSES, len(known))).fit(known, known_labels).score(features, labels)
+    )
 
 
 def compute_metrics(

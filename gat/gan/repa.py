@@ -31,7 +31,7 @@ class Teacher:
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu", compile: bool = False) -> None:
-        from transformers import AutoModel  # an optional dependency
+        from transformers import AutoModel  # which takes seconds
 
         self.device = torch.device(device)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32

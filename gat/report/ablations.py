@@ -188,7 +188,7 @@ def _discriminators(by_run: Runs) -> dict[str, Any]:
         "text": f"Accuracy on {images}: share whose class most of the ten nearest training images have, in the [cls] "
         f"token or in the mean of the other tokens after a block (chance: {1 / first['classes']:.3g}). CKNNA: "
         f"alignment of [cls] after the last block with the features of the {first['reference']}, of the same images. "
-        "Untrained: the same of the discriminator's initial weights.",
+        "Untrained: the same of a discriminator with random weights.",
         "columns": ["run", "weights", "block", "accuracy, [cls]", "accuracy, mean", "CKNNA"],
         "rows": rows,
         "plot": {"kind": "bar", "x": "block", "y": "accuracy, mean of tokens", "series": series},
@@ -205,30 +205,23 @@ def _steps(by_run: Runs, when: str) -> dict[str, Any]:
     patch = min(patches, key=lambda one: (-patches.count(one), one))  # that of most runs, as for laws
     same = {own[0]["width"]: own for own in reversed([*by_run.values()]) if own[0]["patch"] == patch}
     widths = sorted(same)
-    rows, series, claims = [], [], dict[str, Claim]()
+    rows, series = [], []
     for network in ("generator", "discriminator"):
-        slopes: dict[str, list[np.ndarray]] = {"with": [], "without": []}  # of each layer, a value per seed
         for rule, name, dash in (("with", "width-scaled rate", "solid"), ("without", "constant rate", "dot")):
             for layer in _layers_shown(1):
                 values = [[_change(one, when, rule, network, layer) for one in same[width]] for width in widths]
                 slope = np.array([])
                 if len(widths) > 1 and min(map(min, values)) > 0:
                     slope = np.polyfit(np.log(widths), np.log(values), 1)[0]
-                    slopes[rule].append(slope)
                 rows.append([network, name, layer, *(mean_text(own, ".2g") for own in values), mean_text(slope)])
                 if layer == "output":
                     series.append(_series(f"{network}, {name}", widths, values, dash=dash))
-        if slopes["with"]:
-            constant, scaled = (np.mean(slopes[rule], axis=0) for rule in ("without", "with"))
-            claims[network] = Claim(compare(constant, scaled, logarithmic=False), "higher")
     text = (
         "Root mean square change of the tokens after a block, of the generator's latents and of the discriminator's "
         "logits, by one optimizer step at 1/32 of the learning rate, from the same weights for both rates. The paper "
-        "scales the rate by 1/width so that this change does not depend on the width: an exponent in width of 0."
+        "scales the rate by 1/width so that this change does not depend on the width: an exponent in width of 0. Small "
+        "changes are in proportion to the rate, so that the exponent at a constant rate is larger by about 1."
     )
-    verdicts = zip(claims.items(), judge([*claims.values()]), strict=True)
-    if judged := [f"{verdict} for the {network} ({claim.comparison.text})" for (network, claim), verdict in verdicts]:
-        text += f" Faster growth with width at a constant rate (difference of mean exponents): {', '.join(judged)}."
     return {
         "title": f"Change by one step, {'at the start of training' if when == 'start' else 'later in training'}",
         "text": text,

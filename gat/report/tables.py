@@ -230,9 +230,9 @@ def measurement_note(extractor: Mapping[str, Any], encoder: Mapping[str, Any], s
             f"images (FID of unstandardized features is {extractor['scale'] ** 2:.3g} times as large)"
         )
     if encoder["name"] is not None:
-        features += f"; encoder: {encoder['name']}, which no label has trained"
+        features += f"; encoder: {encoder['name']}"
     if encoder["accuracy"] is not None:
-        features += f", whose ten nearest neighbours tell the class of {encoder['accuracy']:.1%} of held-out images"
+        features += f", whose ten nearest neighbours tell the class of {encoder['accuracy']:.1%} of other images"
     return f"{features}; {samples:,} samples per training."
 
 

@@ -108,7 +108,11 @@ def cknna(x: Tensor, y: Tensor, neighbours: int = NEIGHBOURS) -> float:
     near = []
     for kernel in kernels:
         own = kernel.clone().fill_diagonal_(-torch.inf)
-        near.append(torch.zeros_like(kernel, dtype=torch.bool).scatter_(1, own.topk(neighbours, dim=1).indices, True))
+        near.append(
+            torch.zeros_like(kernel, dtype=torch.bool).scatter_(
+                1, own.topk(min(neighbours, len(own) - 1), dim=1).indices, True
+            )
+        )
     a, b = (kernel - kernel.mean(1, keepdim=True) for kernel in kernels)
 
     def align(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
