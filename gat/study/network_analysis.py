@@ -16,6 +16,8 @@ from gat.config import Analyze, Augment, Compute, Loss, Recipe
 from gat.data.images import Images
 from gat.data.latents import Latents, TrainingBatches
 from gat.data.pixels import decode
+from gat.data.vae import encode
+from gat.evaluation.fid import evenly_spaced
 from gat.evaluation.metrics import neighbour_accuracy
 from gat.gan.augment import sample_augment_params
 from gat.gan.losses import Perturbation, at_least_float32, augment_and_noise
@@ -131,6 +133,28 @@ class Probed(NamedTuple):
     labels: np.ndarray  # (N,)
 
 
+def probed(images: Images, rows: np.ndarray, vae: AutoencoderKL) -> Probed:
+    """Some of the images (N,), as the means of their posterior."""
+    means = [encode(vae, images[part])[0] for part in _parts(rows)]
+    return Probed(torch.cat(means) * vae.config["scaling_factor"], images.labels[rows])
+
+
+def other_features(images: Images, rows: np.ndarray, network: Extract | Teacher, latent_size: int) -> np.ndarray:
+    """Features (N, d) of some of the images (N,): of an extractor, or a teacher's [cls]."""
+    if not isinstance(network, Teacher):
+        return np.concatenate([network(images[part]) for part in _parts(rows)])
+    features = []
+    for part in _parts(rows):
+        rng = generator_of(0, Purpose.ANALYSIS, device=network.device)
+        still = sample_augment_params(len(part), latent_size, NO_AUGMENT, rng)
+        features.append(network(torch.from_numpy(images[part]), still, latent_size).cls.float().cpu().numpy())
+    return np.concatenate(features)
+
+
+def _parts(rows: np.ndarray, size: int = 64) -> list[np.ndarray]:
+    return np.split(rows, range(size, len(rows), size))
+
+
 @torch.no_grad()
 def discriminator_tokens(discriminator: Discriminator, levels: Tensor) -> list[Tensor]:
     """Tokens (N, 1 + T, width) of level images (K, N, C, H, W) after each block, [cls] first."""
@@ -185,6 +209,7 @@ def discriminator_knowledge(
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(seed, Purpose.WEIGHTS))
         untrained = Discriminator.from_config(discriminator.config).to(discriminator.device)
+    some = evenly_spaced(len(features), 5000)  # CKNNA's memory grows with the square of their number
     result = {}
     for name, network in (("trained", discriminator), ("untrained", untrained)):
         training, test = (pooled_tokens(network, part.latents, loss) for part in (known, tested))
@@ -194,7 +219,7 @@ def discriminator_knowledge(
                 for own, others in zip(test[pooling], training[pooling], strict=True)
             ]
             for pooling in ("cls", "mean")
-        } | {"cknna": cknna(torch.from_numpy(test["cls"][-1]), torch.from_numpy(features))}
+        } | {"cknna": cknna(torch.from_numpy(test["cls"][-1][some]), torch.from_numpy(features[some]))}
     return result
 
 
