@@ -26,10 +26,14 @@ def cores() -> int:
     return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def make_accelerator(compute: Compute = Compute()) -> Accelerator:  # noqa: B008 (frozen)
+def make_accelerator(compute: Compute = Compute(), mixed_precision: str | None = None) -> Accelerator:  # noqa: B008
     """An Accelerator with the machine's own configuration; with TF32 on GPUs.
 
     PyTorch uses `compute.threads` threads or, if that is null, this process's share of the cores.
+
+    Args:
+        compute: frozen.
+        mixed_precision: `no`, `bf16` or `fp16` in place of the machine's own.
     """
     torch.set_float32_matmul_precision("high")
     torch.set_num_threads(compute.threads or cores())
@@ -41,6 +45,7 @@ def make_accelerator(compute: Compute = Compute()) -> Accelerator:  # noqa: B008
     ]
     return Accelerator(
         cpu=not torch.cuda.is_available(),
+        mixed_precision=mixed_precision,
         kwargs_handlers=handlers,
         # The trainer accumulates itself; ACCELERATE_GRADIENT_ACCUMULATION_STEPS would scale its losses again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),

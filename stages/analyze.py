@@ -29,7 +29,8 @@ def main(params: Params) -> None:
     """Run the stage."""
     logging.disable_progress_bar()
     training = parse_training(params)
-    recipe, accelerator, settings = params.recipe(training.run), make_accelerator(params.compute), params.analyze
+    recipe, settings = params.recipe(training.run), params.analyze
+    accelerator = make_accelerator(params.compute, mixed_precision="no")
     device, networks = accelerator.device, RUNS / training.folder
     latents, images, vae = Latents(LATENTS), Images(IMAGES), load_vae(VAE, device)
     extractor = Extractor(EXTRACTOR, device)
@@ -64,7 +65,7 @@ def main(params: Params) -> None:
             "held_out": len(held) > 0,
             "reference": recipe.repa.teacher or extractor.name,
         }
-    if not recipe.run.changes_recipe:
+    if recipe.train.scale_lr_by_width and not recipe.run.changes_recipe:
         result["steps"] = coordinate_check(
             recipe, training.seed, params.model.width, settings, latents, images, accelerator, teacher, params.compute
         )

@@ -61,7 +61,8 @@ def main(params: Params) -> None:
     save(draw_scaling(table, curves, scalings, equal, *look), REPORTS / "scaling.png")
     save(draw_samples(images), REPORTS / "samples.png")
     with atomic_write(REPORTS / "scaling.csv") as path:
-        table.drop(columns=["changes_recipe", "fid_sets"]).to_csv(path, index=False, float_format="%.6g")
+        columns = table.drop(columns=["changes_recipe", "fid_sets"]).convert_dtypes()  # seeds stay whole numbers
+        columns.to_csv(path, index=False, float_format="%.6g")
     with atomic_write(REPORTS / "scaling.md") as path:
         text = scaling_page(table, scalings, equal, floors, [note, "Made by `dvc repro`."])
         path.write_text(text, encoding="utf-8")

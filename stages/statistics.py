@@ -32,7 +32,7 @@ def main(params: Params) -> None:
         return dataclasses.replace(computed, features=None)
 
     found: dict[str, Reference] = {}
-    if measure.encoder is not None:
+    if measure.encoder is not None and len(images) > measure.encoder.width:  # else their covariance is singular
         found["encoder"] = statistics(measure.encoder)
     if measure.extractor.name == "inception":
         if given is None:

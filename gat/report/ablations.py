@@ -166,6 +166,8 @@ def _layers(by_run: Runs) -> dict[str, Any]:
 
 
 def _discriminators(by_run: Runs) -> dict[str, Any]:
+    references = {run: own[0]["discriminator"]["reference"] for run, own in by_run.items()}
+    several = len({*references.values()}) > 1
     rows, series = [], []
     for run, own in by_run.items():
         known = [one["discriminator"] for one in own]
@@ -176,6 +178,7 @@ def _discriminators(by_run: Runs) -> dict[str, Any]:
                 pooling: np.array([one[name][pooling] for one in known]).T for pooling in ("cls", "mean")
             }  # (blocks, seeds)
             aligned = mean_text([one[name]["cknna"] for one in known], ".3f")
+            aligned += f" ({references[run]})" if several else ""
             for i, block in enumerate(blocks):
                 texts = (mean_text(accuracies[pooling][i], ".3f") for pooling in ("cls", "mean"))
                 rows.append([run, name, block, *texts, aligned if i == depth - 1 else ""])
@@ -187,7 +190,8 @@ def _discriminators(by_run: Runs) -> dict[str, Any]:
         "title": "What the discriminator knows of classes",
         "text": f"Accuracy on {images}: share whose class most of the ten nearest training images have, in the [cls] "
         f"token or in the mean of the other tokens after a block (chance: {1 / first['classes']:.3g}). CKNNA: "
-        f"alignment of [cls] after the last block with the features of the {first['reference']}, of the same images. "
+        f"alignment of [cls] after the last block with the features of the "
+        f"{'network named beside it' if several else first['reference']}, of the same images. "
         "Untrained: the same of a discriminator with random weights.",
         "columns": ["run", "weights", "block", "accuracy, [cls]", "accuracy, mean", "CKNNA"],
         "rows": rows,

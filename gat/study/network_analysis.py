@@ -242,6 +242,17 @@ def coordinate_check(
     As users of µP check it (Yang and Hu, "Tensor programs V", 2022, appendix D). Both start from the same weights and
     optimizer states: those at the `start` of a training and those `later`, after `analyze.steps` steps.
 
+    Args:
+        recipe: with the width rule.
+        seed: of the training.
+        base_width: whose learning rate all widths have without the rule.
+        analyze: numbers of steps.
+        latents: of the training images.
+        images: likewise; a teacher reads them.
+        accelerator: in float32: in bfloat16 changes by small steps are lost.
+        teacher: of REPA.
+        compute: of the training.
+
     Returns:
         `start` and `later`, each with `with` and `without`, at the learning rate of `base_width`; each with what
         `layer_changes` returns.
@@ -249,7 +260,7 @@ def coordinate_check(
     trainer = make_trainer(recipe, seed, latents, accelerator, teacher, compute)
     batches = TrainingBatches(latents, recipe.train.batch_size, seed, images=images if teacher else None)
     own = width_aware_learning_rate(recipe.train, recipe.run.width)
-    rates = {"with": own, "without": own * recipe.run.width / base_width if recipe.train.scale_lr_by_width else own}
+    rates = {"with": own, "without": own * recipe.run.width / base_width}
     changes = {}
     for when in ("start", "later"):
         changes[when] = {
