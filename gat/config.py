@@ -22,7 +22,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from gat.sizes import discriminator_size, head_count, level_count, norm_groups
+from gat.sizes import discriminator_size, head_count, level_counts, norm_groups
 
 MODEL = "model"  # the model under test
 ADM_FILES = ", such as VIRTUAL_imagenet256_labeled.npz of github.com/openai/guided-diffusion, or null"
@@ -158,8 +158,22 @@ class Showcase(_Section):
     live_megabytes: NonNegativeFloat
 
 
+class Claim(_Section):
+    """A claim of the paper: that a run, `arm`, has a higher or lower measure than another, `baseline`.
+
+    Measures: `fid`; `early_movement` and `cknna`, see `gat.report.claims`.
+    """
+
+    text: str
+    paper: str
+    arm: str
+    baseline: str
+    measure: Literal["fid", "early_movement", "cknna"] = "fid"
+    expected: Literal["higher", "lower"]
+
+
 class Analyze(_Section):
-    """Analyses of trained networks in `ablations/dvc.yaml`."""
+    """Analyses of trained networks in `claims/dvc.yaml`."""
 
     runs: list[str]
     samples: Annotated[int, Field(ge=20)]
@@ -228,6 +242,24 @@ class Run(Network):
         return Network(**discriminator_size(dict(self), dict(self.discriminator)))
 
 
+class Rates(_Section):
+    """Trainings of each width at each learning rate, the same for all widths; `run` has the rest of their settings."""
+
+    run: dict[str, Any]
+    widths: Annotated[list[Dimension], Field(min_length=1)]
+    learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+
+    def runs(self) -> dict[str, Run]:
+        """Every training's run by its name, WIDTH-RATE."""
+        train = self.run.get("train", {}) | {"scale_lr_by_width": False}
+        return {
+            f"{width}-{rate}": Run(**self.run | {"width": width, "train": train | {"learning_rate": rate}})
+            for width in self.widths
+            for rate in self.learning_rates
+        }
+
+
 class ModelUnderTest(Run):
     """The run that experiments change; it is trained with one seed."""
 
@@ -237,13 +269,18 @@ class ModelUnderTest(Run):
 class Levels(_Section):
     """Multi-level noise guidance (paper, section 4.1)."""
 
-    schedule: Literal["exponential", "linear", "resized", "none"] = "exponential"
+    schedule: Literal["exponential", "linear", "resized", "heads", "none"] = "exponential"
     count: Annotated[int, Field(ge=2)] = 4
 
     @property
-    def used(self) -> int:
-        """See `gat.sizes.level_count`."""
-        return level_count(self.schedule, self.count)
+    def made(self) -> int:
+        """Number of the generator's levels, see `gat.sizes.level_counts`."""
+        return level_counts(self.schedule, self.count)[0]
+
+    @property
+    def seen(self) -> int:
+        """Number of levels that the discriminator sees."""
+        return level_counts(self.schedule, self.count)[1]
 
 
 class Augment(_Section):
@@ -269,6 +306,7 @@ class Repa(_Section):
     """Representation alignment (paper, section 3.2): D predicts a teacher's features of the real images."""
 
     teacher: PathOrHubId | None = "facebook/dinov2-base"
+    random_weights: bool = False
     weight: NonNegativeFloat = 1.0
     projector_dim: Dimension = 2048
 
@@ -318,7 +356,7 @@ class Recipe(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A run of the study with a seed, or the model under test."""
+    """A run with a seed, or the model under test."""
 
     run: str
     seed: int
@@ -347,10 +385,12 @@ class Params(_Section):
     evaluate: Evaluate
     study: dict[str, Run]
     runs: list[str]
-    ablations: list[str]
+    arms: list[str]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     samples: dict[str, Samples]
     showcase: Showcase
+    claims: dict[str, Claim]
+    rates: Rates
     analyze: Analyze
     compute: Compute
     report: Report
@@ -366,18 +406,20 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        names: dict[str, list[Any]] = {
-            "runs": self.runs,
-            "ablations": self.ablations,
-            "analyze.runs": self.analyze.runs,
-        }
+        names: dict[str, list[Any]] = {"runs": self.runs, "arms": self.arms, "analyze.runs": self.analyze.runs}
         for key, values in {**names, "seeds": self.seeds}.items():
             _require(len({*values}) == len(values), key, values, "each once")
         for key, runs in names.items():
             for name in runs:
                 _require(name in self.study, key, name, "entries of study: " + ", ".join(self.study))
-        for name in self.ablations:
-            _require(name not in self.runs, "ablations", name, "entries of study that are not in runs")
+        for name in self.arms:
+            _require(name not in self.runs, "arms", name, "entries of study that are not in runs")
+        for name, claim in self.claims.items():
+            trained = self.trained_runs if claim.measure == "fid" else self.analyze.runs
+            listed = "runs and arms" if claim.measure == "fid" else "analyze.runs"
+            for side in ("arm", "baseline"):
+                run = getattr(claim, side)
+                _require(run in trained, f"claims.{name}.{side}", run, f"entries of {listed}: {', '.join(trained)}")
         for key, name in [("study", name) for name in self.study] + [("samples", name) for name in self.samples]:
             _require(name != MODEL, key, name, "other names, since model is the model under test")
             allowed = "letters, digits, - and _, starting with a letter or digit"
@@ -391,7 +433,7 @@ class Params(_Section):
         if self.metrics.extractor == "classifier":
             _require(self.metrics.classifier is not None, "metrics.classifier", None, "a recipe")
         self._check_samples("evaluate.samples", self.evaluate.samples)
-        for name in (MODEL, *self.trained_runs):
+        for name in (MODEL, *self.trained_runs, *self.rates.runs()):
             self._check_run(name)
         if self.vae.pretrained is None:
             self._check_vae(self.vae.recipe)
@@ -418,7 +460,7 @@ class Params(_Section):
             ParamsError: it is not.
         """
         _require(latent_size % 1 == 0, "data.resolution", self.data.resolution, "multiples of the VAE's factor")
-        for name in (MODEL, *self.trained_runs):
+        for name in (MODEL, *self.trained_runs, *self.rates.runs()):
             for key, network in self._networks(name):
                 allowed = f"divisors of {latent_size:.0f}, the side of the latents"
                 _require(latent_size % network.patch == 0, f"{key}.patch", network.patch, allowed)
@@ -441,7 +483,7 @@ class Params(_Section):
             if network.heads == "auto":
                 _require(width % 4 == 0, f"{where}.width", width, "multiples of 4")
             _require(width // heads % 4 == 0, f"{where}.heads", heads, "any such that width/heads is a multiple of 4")
-        levels = loss.levels.used
+        levels = loss.levels.made
         _require(run.depth % levels == 0, f"{key}.depth", run.depth, f"multiples of loss.levels.count ({levels})")
 
     @property
@@ -451,29 +493,23 @@ class Params(_Section):
         return [Training(MODEL, self.model.seed), *study]
 
     @property
-    def ablation_trainings(self) -> list[Training]:
-        """The trainings of `ablations/dvc.yaml`: every ablation with every seed."""
-        return [Training(run, seed) for run in self.ablations for seed in self.seeds]
+    def arm_trainings(self) -> list[Training]:
+        """Trainings of `claims/dvc.yaml` that are evaluated as those of the study are: every arm with every seed."""
+        return [Training(run, seed) for run in self.arms for seed in self.seeds]
+
+    @property
+    def rate_trainings(self) -> list[Training]:
+        """Trainings of `claims/dvc.yaml` at each of `rates.learning_rates`."""
+        return [Training(run, seed) for run in self.rates.runs() for seed in self.rates.seeds]
 
     @property
     def trained_runs(self) -> list[str]:
-        """Entries of the study that `dvc.yaml` or `ablations/dvc.yaml` trains."""
-        return [*self.runs, *self.ablations]
+        """Entries of the study that `dvc.yaml` or `claims/dvc.yaml` trains."""
+        return [*self.runs, *self.arms]
 
-    def baseline(self, ablation: str) -> str | None:
-        """The run that an ablation is compared with: one with a generator of the same size that overrides nothing."""
-
-        def size(name: str) -> tuple[int, ...]:
-            run = self.study[name]
-            return run.width, run.depth, run.head_count, run.patch
-
-        plain = (name for name in self.runs if not self.study[name].changes_recipe)
-        return next((name for name in plain if size(name) == size(ablation)), None)
-
-    @staticmethod
-    def key(name: str) -> str:
+    def key(self, name: str) -> str:
         """The key of a run in params.yaml."""
-        return name if name == MODEL else f"study.{name}"
+        return name if name == MODEL else f"study.{name}" if name in self.study else "rates.run"
 
     def run(self, name: str) -> Run:
         """The run of this name.
@@ -481,8 +517,13 @@ class Params(_Section):
         Raises:
             ParamsError: there is no such run.
         """
-        _require(name == MODEL or name in self.study, "run", name, ", ".join((MODEL, *self.study)))
-        return self.model if name == MODEL else self.study[name]
+        if name == MODEL:
+            return self.model
+        if name in self.study:
+            return self.study[name]
+        rates = self.rates.runs()
+        _require(name in rates, "run", name, ", ".join((MODEL, *self.study)))
+        return rates[name]
 
     def recipe(self, name: str) -> Recipe:
         """The settings of a run, including its overrides.

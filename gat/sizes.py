@@ -36,9 +36,9 @@ def discriminator_size(generator: Mapping[str, Any], changes: Mapping[str, Any])
     return {key: generator[key] for key in ("width", "depth", "heads", "patch")} | heads | changed
 
 
-def level_count(schedule: str, count: int) -> int:
-    """Number of levels of a generator: `count`, or 1 without noise guidance."""
-    return 1 if schedule == "none" else count
+def level_counts(schedule: str, count: int) -> tuple[int, int]:
+    """Numbers of level images that a generator makes and that its discriminator sees."""
+    return {"none": (1, 1), "heads": (count, 1)}.get(schedule, (count, count))
 
 
 def norm_groups(channels: Sequence[int]) -> int:

@@ -23,16 +23,18 @@ ENCODER = Path("data/encoder")
 REFERENCE = Path("data/reference.npz")
 STATISTICS = Path("data/statistics")  # of reals in other features than the reference's
 FLOORS, REALS = Path("data/floors.json"), Path("data/reals.png")
+TEACHERS = Path("data/teachers")  # a folder for each run, and RATES
 VAE = Path("data/vae")
 LATENTS = Path("data/latents")
 RUNS = Path("runs")  # RUN/seed-N and model, each with generator, discriminator and pipeline
 RESULTS = Path("results")  # RUN/seed-N and model, see gat.study.results
-ABLATIONS = Path("ablations/results")  # the same of the ablations
+ARMS = Path("claims/results")  # the same of the arms of claims
 ANALYSES = Path("analyses")  # RUN/seed-N.json
-SUMMARY = Path("ablations/summary.json")  # of ablations and analyses; in git, not a DVC output
+SUMMARY = Path("claims/summary.json")  # of claims and analyses; in git, not a DVC output
 SHOWCASE = Path("showcase")  # RUN, of its first seed: pictures and a video
 REPORTS = Path("reports")
 EXPORTS = Path("exports")  # RUN/seed-N, with a model card
+RATES = "rates.run"  # stands for all trainings of `rates`
 CHECKPOINTS = Path(os.environ.get("GAT_CHECKPOINTS", "checkpoints"))  # of unfinished stages; not a DVC output
 
 
@@ -42,21 +44,31 @@ def staging_dir(stage: str, *key: Any) -> Path:
     return CHECKPOINTS / f"{stage}-{digest.hexdigest()}"
 
 
-def ablations_key(params: Params) -> str:
-    """Hash of all params that decide the results of ablations, analyses and the runs they are compared with."""
-    names = [name for ablation in params.ablations for name in (ablation, params.baseline(ablation)) if name]
-    names += [name for name in params.analyze.runs if name in params.trained_runs]
-    recipes = [[section.model_dump() for section in params.recipe(name)] for name in names]
+def claims_key(params: Params) -> str:
+    """Hash of all params that decide the results of arms, analyses and the runs that claims compare."""
+    sides = [name for claim in params.claims.values() for name in (claim.arm, claim.baseline)]
+    names = dict.fromkeys([*sides, *(name for name in params.analyze.runs if name in params.trained_runs)])
+    recipes = [[section.model_dump() for section in params.recipe(name)] for name in [*names, *params.rates.runs()]]
     shared = params.model_dump(
-        include={"data", "vae", "encoder", "metrics", "evaluate", "seeds", "analyze", "ablations"}
+        include={"data", "vae", "encoder", "metrics", "evaluate", "seeds", "claims", "rates", "analyze"}
     )
     content = [shared, params.model.width, recipes]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
+def is_arm(params: Params, run: str) -> bool:
+    """Whether `claims/dvc.yaml` trains the run."""
+    return run != MODEL and run not in params.runs
+
+
+def teacher_folder(params: Params, run: str) -> Path:
+    """The folder of a run's teacher, empty but for teacher.json if it has none."""
+    return TEACHERS / (run if run == MODEL or run in params.study else RATES)
+
+
 def results_of(params: Params, training: Training) -> Results:
     """The results of a training of either graph."""
-    return Results((ABLATIONS if training.run in params.ablations else RESULTS) / training.folder)
+    return Results((ARMS if is_arm(params, training.run) else RESULTS) / training.folder)
 
 
 def results_of_samples(name: str) -> Results:
@@ -66,7 +78,8 @@ def results_of_samples(name: str) -> Results:
 
 def address(params: Params, training: Training, stage: str) -> str:
     """The name that `dvc repro` has for one of a training's stages."""
-    return ("ablations/dvc.yaml:" if training.run in params.ablations else "") + training.stage(stage)
+    stage += "-rates" if params.key(training.run) == RATES else ""
+    return ("claims/dvc.yaml:" if is_arm(params, training.run) else "") + training.stage(stage)
 
 
 def parse_training(params: Params, *arguments: str) -> Training:

@@ -17,7 +17,7 @@ from gat.config import ParamsError, load_params
 from stages.processes import LAUNCHED, PATIENCE_SECONDS, SLOT, end_with_parent, launched_by_this
 
 ON_ONE_PROCESS = (
-    *("source", "code", "tidy", "extractor", "encoder", "vae", "package", "showcase", "report"),
+    *("source", "code", "tidy", "extractor", "encoder", "teachers", "vae", "package", "showcase", "report"),
     *("analyze", "summary", "export"),
 )
 ON_ALL_PROCESSES = ("images", "reference", "statistics", "latents", "floors", "train", "evaluate", "samples")

@@ -1,11 +1,13 @@
-"""Analyses of a trained run: runs/… -> analyses/RUN/seed-N.json. In ablations/dvc.yaml.
+"""Analyses of a trained run: runs/… -> analyses/RUN/seed-N.json. In claims/dvc.yaml.
 
 python -m stages analyze RUN SEED
 
-Layer use of the generator; how well the discriminator's tokens tell classes, and their alignment with the teacher or,
+Layer use of the generator; how well the discriminator's tokens tell classes, and their alignment with the encoder or,
 without one, with the extractor; and, for runs that override nothing, how far an optimizer step moves each layer with
 the width rule and with one learning rate for all widths, which is that of the model under test.
 """
+
+import json
 
 import torch
 from diffusers.utils import logging
@@ -14,6 +16,7 @@ from gat.config import Params
 from gat.data.images import Images
 from gat.data.latents import Latents
 from gat.data.vae import load_vae
+from gat.evaluation.encoder import Encoder
 from gat.evaluation.extractor import Extractor
 from gat.evaluation.fid import evenly_spaced
 from gat.files import write_json
@@ -22,7 +25,7 @@ from gat.gan.repa import Teacher
 from gat.runtime import make_accelerator
 from gat.seeds import Purpose, generator_of
 from gat.study.network_analysis import coordinate_check, discriminator_knowledge, layer_use, other_features, probed
-from stages import ANALYSES, EXTRACTOR, IMAGES, LATENTS, RUNS, VAE, parse_training
+from stages import ANALYSES, ENCODER, EXTRACTOR, IMAGES, LATENTS, RUNS, VAE, parse_training, teacher_folder
 
 
 def main(params: Params) -> None:
@@ -34,7 +37,9 @@ def main(params: Params) -> None:
     device, networks = accelerator.device, RUNS / training.folder
     latents, images, vae = Latents(LATENTS), Images(IMAGES), load_vae(VAE, device)
     extractor = Extractor(EXTRACTOR, device)
-    teacher = None if recipe.repa.teacher is None else Teacher(recipe.repa.teacher, device)
+    teacher = None if recipe.repa.teacher is None else Teacher(teacher_folder(params, training.run), device)
+    encoder = json.loads((ENCODER / "encoder.json").read_text())["name"]
+    other = extractor if encoder is None else Encoder(ENCODER, device)
     generator = Generator.from_pretrained(networks / "generator").to(device)
     rng = generator_of(0, Purpose.ANALYSIS, device=device)  # the same samples for all trainings
     z = torch.randn(settings.samples, Z_DIM, generator=rng, device=device)
@@ -52,7 +57,7 @@ def main(params: Params) -> None:
         else:
             rows = evenly_spaced(len(images), 2 * count)
             tested, rows, others = images, rows[1::2], rows[::2]
-        features = other_features(tested, rows, teacher or extractor, latents.size)
+        features = other_features(tested, rows, other)
         result["discriminator"] = discriminator_knowledge(
             discriminator,
             probed(images, others, vae),
@@ -63,7 +68,7 @@ def main(params: Params) -> None:
         ) | {
             "classes": len(latents.classes),
             "held_out": len(held) > 0,
-            "reference": recipe.repa.teacher or extractor.name,
+            "reference": encoder or extractor.name,
         }
     if recipe.train.scale_lr_by_width and not recipe.run.changes_recipe:
         result["steps"] = coordinate_check(

@@ -30,7 +30,7 @@ DECIDE_NOTHING = {
 }
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 STAGES = (
-    *("source", "tidy", "images", "extractor", "encoder", "reference", "statistics", "vae", "latents"),
+    *("source", "tidy", "images", "extractor", "encoder", "teachers", "reference", "statistics", "vae", "latents"),
     *("floors", "train", "evaluate", "samples", "package", "showcase", "analyze", "summary", "report"),
 )
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from gat.config import Params
 from gat.data.images import Images
-from gat.evaluation.encoder import Encoder, fetch_encoder, train_encoder
+from gat.data.vision import fetch_vision_model
+from gat.evaluation.encoder import Encoder, train_encoder
 from gat.evaluation.fid import evenly_spaced
 from gat.evaluation.metrics import neighbour_accuracy
 from gat.files import atomic_write, write_json
@@ -26,7 +27,7 @@ def main(params: Params) -> None:
     with atomic_write(ENCODER) as folder:
         folder.mkdir()
         if settings.pretrained is not None:
-            fetch_encoder(settings.pretrained, folder)
+            fetch_vision_model(settings.pretrained, folder, "encoder.pretrained")
         elif settings.recipe is not None:
             train_encoder(images, folder, device=device, **settings.recipe.model_dump())
             info["name"] = "SimCLR"

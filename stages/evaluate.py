@@ -23,7 +23,7 @@ from gat.files import atomic_write
 from gat.gan.networks import Discriminator, Generator, require_finite
 from gat.runtime import make_accelerator
 from gat.study.cost import cost_of
-from stages import ENCODER, EXTRACTOR, REFERENCE, RUNS, STATISTICS, VAE, parse_training, results_of
+from stages import ENCODER, EXTRACTOR, REFERENCE, RUNS, STATISTICS, VAE, parse_training, results_of, teacher_folder
 
 
 def main(params: Params) -> None:
@@ -60,7 +60,9 @@ def main(params: Params) -> None:
     labels = sample_inputs(settings.seed, 0, settings.samples, sampler.cycle)[1].numpy()
     metrics = measure.metrics(features, labels, references, settings.seed)
     discriminator = None if pretrained is not None else Discriminator.load_config(networks / "discriminator")
-    cost = cost_of(generator.config, discriminator, results.read("run"))
+    run = results.read("run")
+    teacher = None if run.get("teacher") is None else teacher_folder(params, training.run)
+    cost = cost_of(generator.config, discriminator, run, teacher)
     measured: dict[str, Any] = {
         "fid_sets": [metrics["fid"], *(fid(other, references.main) for other in others)],
         "labels": "uniform" if references.main.class_counts is None else "reals",

@@ -22,7 +22,7 @@ from stages.package import package
 def main(params: Params) -> None:
     """Run the stage."""
     parser = argparse.ArgumentParser(prog="python -m stages export")
-    parser.add_argument("run", help=f"a run of the study or an ablation, or {MODEL}")
+    parser.add_argument("run", help=f"a run of the study or an arm of a claim, or {MODEL}")
     parser.add_argument("seed", nargs="?", default="", help="the training's seed")
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload the folder to this hub repository")
     parser.add_argument("--public", action="store_true", help="make a new repository public")
@@ -59,7 +59,7 @@ def check(params: Params, training: Training) -> None:
     Raises:
         ParamsError: it was not; its model card would be wrong.
     """
-    known = [other for other in (*params.trainings, *params.ablation_trainings) if other.run == training.run]
+    known = [other for other in (*params.trainings, *params.arm_trainings) if other.run == training.run]
     if training not in known:
         raise ParamsError(f"seed: {training.seed} is not allowed; allowed: {', '.join(str(t.seed) for t in known)}")
     if params.recipe(training.run).run.pretrained is not None:

@@ -1,6 +1,6 @@
-"""`dvc repro` with trainings side by side, for `make repro` and `make ablations`.
+"""`dvc repro` with trainings side by side, for `make repro` and `make claims`.
 
-python -m stages.repro [--jobs N] [--ablations] [--list]
+python -m stages.repro [--jobs N] [--claims] [--list]
 
 What all trainings share runs first; then the trainings, each with its evaluation, run in N slots that divide the
 machine's GPUs among them; a plain `dvc repro` finishes. Results are the same as from `dvc repro` alone. Ctrl-C or
@@ -27,7 +27,7 @@ from rich.live import Live
 from rich.table import Table
 
 from gat.config import Params, ParamsError, Training, load_params
-from stages import address
+from stages import RATES, address, is_arm
 from stages.processes import PATIENCE_SECONDS, SLOT, end_with_parent, is_alive
 
 REFRESH_SECONDS, LOG_SECONDS = 0.5, 60  # between two tables on a terminal; elsewhere, between two lines of a job
@@ -44,7 +44,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return re.sub("^(ablations/dvc.yaml:)?(train[@-])?", "", self.targets[0])
+        return re.sub("^(claims/dvc.yaml:)?(train[@-])?", "", self.targets[0])
 
     @property
     def seconds(self) -> str:
@@ -158,28 +158,30 @@ def training_stages(params: Params, trainings: list[Training]) -> list[list[str]
         return 0.0 if run.pretrained else train.steps * run.depth * (run.width / run.patch) ** 2
 
     def stages(training: Training) -> list[str]:
-        names = ("train", "evaluate") if training.run in params.ablations else ("train", "evaluate", "package")
+        names = ["train"] if params.key(training.run) == RATES else ["train", "evaluate"]
+        names += [] if is_arm(params, training.run) else ["package"]
         shown = training.run in params.runs and training.seed == params.seeds[0]
         return [address(params, training, name) for name in names] + [f"showcase@{training.run}"] * shown
 
     return [stages(training) for training in sorted(trainings, key=work, reverse=True)]
 
 
-def make_phases(params: Params, changed: set[str], ablations: bool = False) -> list[list[Job]]:
+def make_phases(params: Params, changed: set[str], claims: bool = False) -> list[list[Job]]:
     """Jobs that may run side by side, phase after phase.
 
     Left out are those with no stage in `changed`, which `dvc status` names, unless a job of an earlier phase runs.
     """
-    phases = [[["images"]], [["extractor", "reference"], ["vae", "latents"], ["encoder"]], [["statistics"]]]
+    phases = [[["images"]], [["extractor", "reference"], ["vae", "latents"], ["encoder", "teachers"]], [["statistics"]]]
     samples = [[f"samples@{name}"] for name in params.samples]
     phases += [[["floors"], *training_stages(params, params.trainings), *samples]]
-    if ablations:
-        analyses = [f"ablations/dvc.yaml:analyze@{run}-{seed}" for run in params.analyze.runs for seed in params.seeds]
-        phases += [training_stages(params, params.ablation_trainings), [[stage] for stage in analyses]]
+    if claims:
+        analyses = [f"claims/dvc.yaml:analyze@{run}-{seed}" for run in params.analyze.runs for seed in params.seeds]
+        trainings = params.arm_trainings + params.rate_trainings
+        phases += [training_stages(params, trainings), [[stage] for stage in analyses]]
     wanted: list[list[Job]] = []
     for phase in phases:
         wanted.append([Job(stages) for stages in phase if any(wanted) or changed.intersection(stages)])
-    rest = ["ablations/dvc.yaml", "dvc.yaml"] if ablations else ["dvc.yaml"]  # the report and what is not named here
+    rest = ["claims/dvc.yaml", "dvc.yaml"] if claims else ["dvc.yaml"]  # the report and what is not named here
     return wanted + [[Job([file])] for file in rest]
 
 
@@ -218,7 +220,7 @@ def main() -> None:
         prog="python -m stages.repro", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--jobs", type=int, help="slots (default: one per GPU, or per compute.threads cores)")
-    parser.add_argument("--ablations", action="store_true", help="also run ablations/dvc.yaml")
+    parser.add_argument("--claims", action="store_true", help="also run claims/dvc.yaml")
     parser.add_argument(
         "--list", action="store_true", help="print the stages of each training, one line each, and exit"
     )
@@ -230,13 +232,13 @@ def main() -> None:
         if arguments.list:
             print(*(" ".join(stages) for stages in training_stages(params, params.trainings)), sep="\n")
             return
-        if arguments.ablations:
+        if arguments.claims:
             for run in {*params.analyze.runs} - {*params.trained_runs}:
-                raise ParamsError(f"analyze.runs: {run!r} is not allowed; allowed: entries of runs and ablations")
+                raise ParamsError(f"analyze.runs: {run!r} is not allowed; allowed: entries of runs and arms")
         os.environ |= {SLOT: "1", "PYTHONUNBUFFERED": "1"}
         remove_stale_locks()
         run_dvc("--wait-for-lock", "repro", "--quiet", "--single-item", "code", "source", "tidy")
-        phases = make_phases(params, {*json.loads(run_dvc("status", "--json"))}, arguments.ablations)
+        phases = make_phases(params, {*json.loads(run_dvc("status", "--json"))}, arguments.claims)
         scheduler = Scheduler(make_slots(arguments.jobs, params.compute.threads, find_gpus()))
         asyncio.run(scheduler.run(phases))
         if scheduler.stopped:

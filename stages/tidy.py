@@ -13,26 +13,28 @@ from ruamel.yaml import YAML
 
 from gat.config import Params
 from gat.files import atomic_write, write_json
-from stages import ABLATIONS, ANALYSES, RESULTS, SHOWCASE, TRAININGS
+from stages import ANALYSES, ARMS, RESULTS, SHOWCASE, TRAININGS
 
-LOCKS = (Path("dvc.lock"), Path("ablations/dvc.lock"))
+LOCKS = (Path("dvc.lock"), Path("claims/dvc.lock"))
 
 
 def main(params: Params) -> None:
     """Run the stage."""
-    study, ablations, analyses = (
+    study, arms, analyses = (
         [(run, seed) for run in runs for seed in params.seeds]
-        for runs in (params.runs, params.ablations, params.analyze.runs)
+        for runs in (params.runs, params.arms, params.analyze.runs)
     )
+    rates = [(training.run, training.seed) for training in params.rate_trainings]
     remove_others(RESULTS, [f"{run}/seed-{seed}" for run, seed in study])
-    remove_others(ABLATIONS, [f"{run}/seed-{seed}" for run, seed in ablations])
+    remove_others(ARMS, [f"{run}/seed-{seed}" for run, seed in arms + rates])
     remove_others(ANALYSES, [f"{run}/seed-{seed}.json" for run, seed in analyses])
     remove_others(RESULTS, [f"{name}/samples" for name in params.samples], "*/samples")
     remove_others(SHOWCASE, params.runs, "*")
-    known = {*params.runs, *params.samples, *(f"{run}-{seed}" for run, seed in study + ablations + analyses)}
+    known = {*params.runs, *params.samples, *(f"{run}-{seed}" for run, seed in study + arms + rates + analyses)}
     for path in LOCKS:
         remove_others_from_lock(path, known)
-    write_json(TRAININGS, {"study": study, "ablations": ablations, "analyses": analyses, "samples": [*params.samples]})
+    named = {"study": study, "arms": arms, "rates": rates, "analyses": analyses, "samples": [*params.samples]}
+    write_json(TRAININGS, named)
 
 
 def remove_others(folder: Path, known: list[str], pattern: str = "*/seed-*") -> None:

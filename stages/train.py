@@ -2,6 +2,7 @@
 
 python -m stages train RUN SEED          (as many processes as Accelerate is configured for; `model` needs no seed)
 
+Trainings of `rates` leave only curves and run.json, which says whether they diverged: that is no error there.
 After an interruption it resumes from its latest checkpoint, in the folder `GAT_CHECKPOINTS` (default: checkpoints).
 """
 
@@ -28,7 +29,19 @@ from gat.gan.training import final_gap, fit
 from gat.runtime import exclusive, make_accelerator
 from gat.study.networks import describe, make_trainer, training_key
 from gat.study.results import Results
-from stages import CHECKPOINTS, EXTRACTOR, IMAGES, LATENTS, REFERENCE, RUNS, VAE, parse_training, results_of
+from stages import (
+    CHECKPOINTS,
+    EXTRACTOR,
+    IMAGES,
+    LATENTS,
+    RATES,
+    REFERENCE,
+    RUNS,
+    VAE,
+    parse_training,
+    results_of,
+    teacher_folder,
+)
 from stages.code import code_of
 
 
@@ -46,41 +59,46 @@ def main(params: Params) -> None:
 
 def train(params: Params, recipe: Recipe, training: Training, results: Results, accelerator: Accelerator) -> None:
     """Train a run with a seed, and save its networks, curves and settings."""
+    of_rates, diverged = params.key(training.run) == RATES, False
     latents, batch_size = Latents(LATENTS), recipe.train.batch_size
     params.check_latent_size(latents.size)
-    teacher = None
+    teacher, teachers = None, teacher_folder(params, training.run)
     if recipe.repa.teacher is not None:
-        teacher = Teacher(recipe.repa.teacher, accelerator.device, params.compute.compile)
+        teacher = Teacher(teachers, accelerator.device, params.compute.compile)
     trainer = make_trainer(recipe, training.seed, latents, accelerator, teacher, params.compute)
     rank, processes = accelerator.process_index, accelerator.num_processes
     images = None if teacher is None else Images(IMAGES)
     batches = TrainingBatches(latents, batch_size, training.seed, rank, processes, images)
     evaluate = make_evaluate(params, recipe, training.seed, accelerator)
-    checkpoints = CHECKPOINTS / training_key(
-        recipe, training.seed, latents, REFERENCE.read_bytes(), code_of("train").encode()
-    )
+    others = REFERENCE.read_bytes(), code_of("train").encode(), (teachers / "teacher.json").read_bytes()
+    checkpoints = CHECKPOINTS / training_key(recipe, training.seed, latents, *others)
     with exclusive(checkpoints) as awaited:
         stop = stop_signals()
         log, end_log = results.curve_logger() if accelerator.is_main_process else (None, None)
         try:
             history = fit(trainer, batches, checkpoints, evaluate, log, stop)
         except FloatingPointError as error:
-            kept = max(checkpoints.glob("step-*"), default="none")
-            raise FloatingPointError(
-                f"{error}; latest checkpoint: {kept}. Try a lower train.learning_rate or a larger loss.gamma"
-            ) from None
+            if of_rates:
+                history, diverged = [], True
+            else:
+                kept = max(checkpoints.glob("step-*"), default="none")
+                raise FloatingPointError(
+                    f"{error}; latest checkpoint: {kept}. Try a lower train.learning_rate or a larger loss.gamma"
+                ) from None
         if end_log is None:
             return
-        for name, network in (("generator", trainer.ema), ("discriminator", trainer.discriminator)):
+        networks = {} if of_rates else {"generator": trainer.ema, "discriminator": trainer.discriminator}
+        for name, network in networks.items():
             with atomic_write(RUNS / training.folder / name) as folder:
                 network.save_pretrained(folder)
-        gap = final_gap(history, recipe.train.steps)
-        results.write_run(training._asdict() | describe(recipe, trainer) | {"gap": gap})
+        gap = None if diverged else final_gap(history, recipe.train.steps)
+        more = {"diverged": diverged} if of_rates else {}
+        results.write_run(training._asdict() | describe(recipe, trainer) | {"gap": gap} | more)
         end_log()
         if stop():  # a signal after the last step; the next stages must not start
             raise KeyboardInterrupt
         if not awaited():
-            shutil.rmtree(checkpoints)
+            shutil.rmtree(checkpoints, ignore_errors=diverged)  # which has none if it diverged early
 
 
 def make_evaluate(params: Params, recipe: Recipe, seed: int, accelerator: Accelerator) -> Callable[[Generator], float]:

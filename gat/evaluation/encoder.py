@@ -1,8 +1,7 @@
 """A self-supervised encoder, whose features no label has trained: pretrained as DINOv2, or a small one trained here.
 
-It is in the format of the library transformers. The features of an image are the [cls] token of a vision transformer
-after its last normalization, as in FD-DINOv2 (Stein et al., "Exposing flaws of generative model evaluation metrics",
-2023), or the mean over the last feature map of a ResNet.
+Its features are those of `gat.data.vision.features_of`: of DINOv2 the [cls] token, as in FD-DINOv2 (Stein et al.,
+"Exposing flaws of generative model evaluation metrics", 2023); of a ResNet the mean over its last feature map.
 """
 
 from pathlib import Path
@@ -13,15 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import trange
-from transformers import AutoConfig, AutoModel, ResNetConfig, ResNetModel
+from transformers import ResNetConfig, ResNetModel
 from transformers.image_processing_base import ImageProcessingMixin
-from transformers.utils import logging
 
-from gat.config import ParamsError
 from gat.data.images import Images
 from gat.data.pixels import to_model_range
+from gat.data.vision import VisionModel, features_of
 
-KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "resnet")  # `model_type`s
 PROJECTED = 64  # dimensions in which views are compared
 
 
@@ -32,7 +29,7 @@ class Encoder:
     `preprocessor_config.json` says.
 
     Args:
-        folder: in transformers' format.
+        folder: written by `gat.data.vision.fetch_vision_model` or `train_encoder`.
         device: where it runs.
 
     Attributes:
@@ -41,47 +38,17 @@ class Encoder:
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        logging.disable_progress_bar()  # of reading the file, not of downloads
-        self._model = (
-            AutoModel.from_pretrained(folder, dtype=torch.float32).to(self.device).eval().requires_grad_(False)
-        )
-        config = self._model.config
-        self.width: int = config.hidden_sizes[-1] if config.model_type == "resnet" else config.hidden_size
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
-        size = settings.get("crop_size") or settings["size"]
-        self._size = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
-        statistics = torch.tensor([settings["image_mean"], settings["image_std"]], device=self.device)
-        self._mean, self._std = statistics[:, None, :, None, None].unbind()
+        self._network = VisionModel(folder, self.device)
+        self.width = self._network.width
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        network = self._network
         pixels = torch.tensor(images, device=self.device).permute(0, 3, 1, 2).float() / 255
-        if pixels.shape[-2:] != (self._size, self._size):
-            size = (self._size, self._size)
+        if pixels.shape[-1] != network.size:
+            size = (network.size, network.size)
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
-        return features_of(self._model, (pixels - self._mean) / self._std).float().cpu().numpy()
-
-
-def features_of(model: nn.Module, pixels: Tensor) -> Tensor:
-    """Features (B, d) of normalized images (B, 3, H, W)."""
-    output: Tensor = model(pixel_values=pixels).last_hidden_state
-    return output.mean((2, 3)) if output.ndim == 4 else output[:, 0]  # a feature map, or tokens
-
-
-def fetch_encoder(name: str, folder: Path) -> None:
-    """Save a pretrained encoder of a hub or of another folder in a folder.
-
-    Raises:
-        ParamsError: it is of another kind, or does not say how its images are normalized.
-    """
-    kind = AutoConfig.from_pretrained(name).model_type
-    if kind not in KINDS:
-        raise ParamsError(f"encoder.pretrained: {name!r} is a {kind}; allowed: {', '.join(KINDS)}")
-    settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    if missing := {"image_mean", "image_std"} - settings.keys():
-        raise ParamsError(f"encoder.pretrained: {name!r} has no {' and '.join(sorted(missing))} for its images")
-    AutoModel.from_pretrained(name, dtype=torch.float32).save_pretrained(folder)
-    ImageProcessingMixin(**settings).save_pretrained(folder)
+        return features_of(network.model, (pixels - network.mean) / network.std)[0].float().cpu().numpy()
 
 
 def train_encoder(
@@ -117,7 +84,7 @@ def train_encoder(
     for _ in bar:
         batch = to_model_range(images[np.sort(rng.choice(len(images), min(batch_size, len(images)), replace=False))])
         views = torch.cat([random_view(batch), random_view(batch)]).to(device)
-        loss = contrastive_loss(head(features_of(model, views)), temperature)
+        loss = contrastive_loss(head(features_of(model, views)[0]), temperature)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

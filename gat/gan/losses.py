@@ -43,8 +43,10 @@ def augment_and_noise(
 ) -> Tensor:
     """The discriminator's input: level images (K, B, C, H, W), augmented, then noised (section 4.1) or resized.
 
-    Reals are (1, B, C, H, W), repeated for every level; `reference` as in `augment`.
+    Reals are (1, B, C, H, W), repeated for every level; `reference` as in `augment`. With the schedule `heads` it is
+    the last level alone (1, B, C, H, W), without noise.
     """
+    images = images[-1:] if loss.levels.schedule == "heads" else images
     augmented = augment(images, perturbation.augment, loss.augment, reference)
     if loss.levels.schedule == "resized":
         return resize_levels(augmented, loss.levels.count)

@@ -12,19 +12,19 @@ def noise_levels(count: int, schedule: str = "exponential") -> list[float]:
     """Standard deviation t of the noise of each level, from the noisiest (level 0) to the cleanest.
 
     `exponential` (the paper's): t_i = 1 − 0.125^(1 − i/(count − 1)) + 0.01. `linear`: equal steps between the same
-    first and last level. `none`: no guidance, one level without noise.
+    first and last level. `heads` and `none`: no guidance, one level without noise.
 
     Raises:
         ValueError: the schedule is unknown.
     """
-    if schedule == "none":
+    if schedule in ("heads", "none"):
         return [0.0]
     positions = [1 - i / (count - 1) for i in range(count)]
     if schedule == "exponential":
         return [1 - ALPHA_MIN**p + SIGMA_MIN for p in positions]
     if schedule == "linear":
         return [(1 - ALPHA_MIN) * p + SIGMA_MIN for p in positions]
-    raise ValueError(f"schedule: {schedule!r} is none of exponential, linear, none")
+    raise ValueError(f"schedule: {schedule!r} is none of exponential, linear, heads, none")
 
 
 def _markov_chain(levels: tuple[float, ...]) -> list[list[float]]:

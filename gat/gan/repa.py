@@ -5,23 +5,22 @@ image size, so that the image hardly moves. Here, as in the paper, it moves by t
 latent.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from torch import Tensor
 
+from gat.data.vision import VisionModel, features_of
 from gat.gan.augment import AugmentParams, translate_and_flip
 from gat.gan.losses import Features
 
-IMAGE_SIZE = 224  # of a teacher's input
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 class Teacher:
-    """A frozen vision transformer from the library transformers, such as DINOv2, that computes features of real images.
+    """Computes features of real images; see `gat.data.vision` for the kinds of models.
 
     Args:
-        name: a hub id or a folder in transformers' format.
+        folder: written by `gat.data.vision.fetch_vision_model`.
         device: where it runs; in bfloat16 on a GPU.
         compile: compile it with torch.compile.
 
@@ -30,33 +29,25 @@ class Teacher:
         grid: number of patches along a side.
     """
 
-    def __init__(self, name: str, device: torch.device | str = "cpu", compile: bool = False) -> None:
-        from transformers import AutoModel  # which takes seconds
-
+    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", compile: bool = False) -> None:
         self.device = torch.device(device)
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        with PartialState().main_process_first():  # one process downloads for all
-            model = AutoModel.from_pretrained(name, dtype=dtype)
-        self.width: int = model.config.hidden_size
-        self.grid: int = IMAGE_SIZE // model.config.patch_size
-        self._prefix = 1 + getattr(model.config, "num_register_tokens", 0)  # tokens before the patches
-        self._model = model.to(self.device).eval().requires_grad_(False)
+        self._dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self._network = VisionModel(folder, self.device, self._dtype)
+        self.width, self.grid = self._network.width, self._network.grid
         if compile:
-            self._model.compile()
-        statistics = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=self.device)
-        self._mean, self._std = statistics[:, None, :, None, None].unbind()
+            self._network.model.compile()
 
     @torch.no_grad()
     def __call__(self, images: Tensor, augment: AugmentParams, latent_size: int) -> Features:
-        """Features ([cls] (B, d), patches (B, grid², d)) of images uint8 (B, H, W, 3).
+        """Features (B, d) and patches (B, grid², d) of images uint8 (B, H, W, 3).
 
-        Images are normalized, resized bicubically to 224, and translated and mirrored like latents of side
-        `latent_size`; pixels from outside the image have the mean color.
+        Images are normalized, resized bicubically to the teacher's input, and translated and mirrored like latents of
+        side `latent_size`; pixels from outside the image have the mean color.
         """
+        network = self._network
         pixels = images.to(self.device).permute(0, 3, 1, 2).float() / 255
-        pixels = (pixels - self._mean) / self._std
-        if pixels.shape[-1] != IMAGE_SIZE:
-            pixels = F.interpolate(pixels, IMAGE_SIZE, mode="bicubic")
-        pixels = translate_and_flip(pixels, augment, IMAGE_SIZE / latent_size)
-        tokens = self._model(pixel_values=pixels.to(self._model.dtype)).last_hidden_state
-        return Features(tokens[:, 0], tokens[:, self._prefix :])
+        pixels = (pixels - network.mean) / network.std
+        if pixels.shape[-1] != network.size:
+            pixels = F.interpolate(pixels, network.size, mode="bicubic")
+        pixels = translate_and_flip(pixels, augment, network.size / latent_size)
+        return Features(*features_of(network.model, pixels.to(self._dtype)))

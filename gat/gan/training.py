@@ -99,9 +99,9 @@ class Trainer:
         teacher: Teacher | None = None,
         repa_weight: float = 1.0,
     ) -> None:
-        for network in (generator, discriminator):
-            if network.config["levels"] != loss.levels.used:
-                raise ValueError(f"levels: the network has {network.config['levels']}, the loss {loss.levels.used}")
+        for network, count in ((generator, loss.levels.made), (discriminator, loss.levels.seen)):
+            if network.config["levels"] != count:
+                raise ValueError(f"levels: the network has {network.config['levels']}, the loss {count}")
         processes = accelerator.num_processes
         self.local_batch_size = train.batch_size // processes
         self.micro_batch = min(compute.micro_batch or self.local_batch_size, self.local_batch_size)

@@ -7,6 +7,7 @@ as "GFLOPs" (DiT-XL/2: 118.6).
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gat.config import Levels, Loss
+from gat.data.vision import features_of, untrained_vision_model
 from gat.gan.augment import AugmentParams
 from gat.gan.losses import Features, Perturbation, discriminator_loss, generator_loss
 from gat.gan.networks import Z_DIM, Discriminator, Generator
-from gat.gan.repa import IMAGE_SIZE
 
 
 class NetworkCost(NamedTuple):
@@ -83,11 +84,12 @@ def step_gmacs(
     """
     g, d = _make(Generator, generator), _make(Discriminator, discriminator)
     c = d.config
-    levels = Levels(schedule="exponential", count=c["levels"]) if c["levels"] > 1 else Levels(schedule="none")
-    loss = Loss(levels=levels, gamma=float(penalty))
+    made = g.config["levels"]
+    schedule = "none" if made == 1 else "heads" if c["levels"] == 1 else "exponential"
+    loss = Loss(levels=Levels(schedule=schedule, count=max(made, 2)), gamma=float(penalty))
     with _counter() as counter:
         z, labels = torch.empty(samples, Z_DIM), torch.zeros(samples, dtype=torch.long)
-        noise = torch.empty(c["levels"], samples, c["channels"], c["latent_size"], c["latent_size"])
+        noise = torch.empty(made, samples, c["channels"], c["latent_size"], c["latent_size"])
         colors, places = (torch.zeros(samples),) * 3, (torch.zeros(samples, 2, dtype=torch.long),) * 2
         perturb = (Perturbation(AugmentParams(*colors, *places, torch.zeros(samples, dtype=torch.bool)), noise),) * 2
         real, features = noise[-1], None
@@ -105,18 +107,19 @@ def step_gmacs(
         return _gmacs(counter) + (0 if shared else forward)
 
 
-def teacher_cost(name: str) -> NetworkCost:
-    """Cost of REPA's teacher on one image, from its configuration alone; `name` as in `gat.gan.repa.Teacher`."""
-    from transformers import AutoConfig, AutoModel
-
+def teacher_cost(folder: str | Path) -> NetworkCost:
+    """Cost of REPA's teacher on one image; `folder` as in `gat.gan.repa.Teacher`."""
     with _counter() as counter:
-        network = AutoModel.from_config(AutoConfig.from_pretrained(name))
-        network(pixel_values=torch.empty(1, 3, IMAGE_SIZE, IMAGE_SIZE))
+        network, size = untrained_vision_model(folder)
+        features_of(network, torch.empty(1, 3, size, size))
     return NetworkCost(_params(network), _gmacs(counter))
 
 
 def cost_of(
-    generator: Mapping[str, Any], discriminator: Mapping[str, Any] | None, run: Mapping[str, Any]
+    generator: Mapping[str, Any],
+    discriminator: Mapping[str, Any] | None,
+    run: Mapping[str, Any],
+    teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Parameters, GMACs and training compute of a model, by the keys of `gat.report.columns`.
 
@@ -124,6 +127,7 @@ def cost_of(
         generator: config of the network.
         discriminator: config of the network; None: unknown, for a pretrained model.
         run: what `gat.study.networks.describe` returned for the training.
+        teacher: its folder, if the training had one.
     """
     params, gmacs = generator_cost(generator)
     cost: dict[str, Any] = {"params": params, "gmacs": gmacs, "discriminator_params": None, "training_gmacs": None}
@@ -134,6 +138,6 @@ def cost_of(
         shared = passes == run["processes"]
         step = passes * step_gmacs(generator, discriminator, samples, run["gamma"] > 0, shared)
         cost["training_gmacs"] = steps * step
-        if run["teacher"] is not None:
-            cost["teacher_gmacs"] = steps * run["batch_size"] * teacher_cost(run["teacher"]).gmacs
+        if teacher is not None:
+            cost["teacher_gmacs"] = steps * run["batch_size"] * teacher_cost(teacher).gmacs
     return cost

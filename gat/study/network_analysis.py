@@ -51,11 +51,12 @@ def layer_use(generator: Generator, vae: AutoencoderKL, z: Tensor, labels: Tenso
 
     Returns:
         A list with a value per block for each of: `skipped`, the mean distance that images move in these features if
-        the block is skipped, divided by the mean distance between two of the images; `cosine`, the cosine similarity of
-        tokens before and after the block, averaged over samples and tokens; `cka`, the linear CKA of the same tokens.
+        the block is skipped, divided by `spread`, a number, the mean distance between two of the images; `cosine`, the
+        cosine similarity of tokens before and after the block, averaged over samples and tokens; `cka`, the linear CKA
+        of the same tokens.
     """
     whole = _features(generator, vae, z, labels, extract)
-    spread = np.linalg.norm(whole[1:] - whole[:-1], axis=1).mean()
+    spread = float(np.linalg.norm(whole[1:] - whole[:-1], axis=1).mean())
     skipped = []
     for block in generator.blocks:
         with _skipped(block):
@@ -72,6 +73,7 @@ def layer_use(generator: Generator, vae: AutoencoderKL, z: Tensor, labels: Tenso
     pairs = [(before.expand_as(after).float(), after.float()) for before, after in tokens]
     return {
         "skipped": skipped,
+        "spread": spread,
         "cosine": [float(F.cosine_similarity(before, after, dim=-1).mean()) for before, after in pairs],
         "cka": [linear_cka(before.flatten(0, 1), after.flatten(0, 1)) for before, after in pairs],
     }
@@ -139,16 +141,9 @@ def probed(images: Images, rows: np.ndarray, vae: AutoencoderKL) -> Probed:
     return Probed(torch.cat(means) * vae.config["scaling_factor"], images.labels[rows])
 
 
-def other_features(images: Images, rows: np.ndarray, network: Extract | Teacher, latent_size: int) -> np.ndarray:
-    """Features (N, d) of some of the images (N,): of an extractor, or a teacher's [cls]."""
-    if not isinstance(network, Teacher):
-        return np.concatenate([network(images[part]) for part in _parts(rows)])
-    features = []
-    for part in _parts(rows):
-        rng = generator_of(0, Purpose.ANALYSIS, device=network.device)
-        still = sample_augment_params(len(part), latent_size, NO_AUGMENT, rng)
-        features.append(network(torch.from_numpy(images[part]), still, latent_size).cls.float().cpu().numpy())
-    return np.concatenate(features)
+def other_features(images: Images, rows: np.ndarray, extract: Extract) -> np.ndarray:
+    """Features (N, d) of some of the images (N,)."""
+    return np.concatenate([extract(images[part]) for part in _parts(rows)])
 
 
 def _parts(rows: np.ndarray, size: int = 64) -> list[np.ndarray]:
@@ -179,7 +174,7 @@ def pooled_tokens(discriminator: Discriminator, latents: Tensor, loss: Loss) -> 
     plain = loss.model_copy(update={"augment": NO_AUGMENT})
     parts = []
     for batch in latents.split(256):
-        noise = torch.randn((loss.levels.used, *batch.shape), generator=rng, device=batch.device)
+        noise = torch.randn((loss.levels.seen, *batch.shape), generator=rng, device=batch.device)
         augment = sample_augment_params(len(batch), batch.shape[-1], NO_AUGMENT, rng)
         tokens = discriminator_tokens(
             discriminator, augment_and_noise(batch[None], Perturbation(augment, noise), plain)
@@ -294,7 +289,7 @@ def layer_changes(
     labels = first.labels[:count].to(device)
     z = torch.randn(count, Z_DIM, generator=rng, device=device)
     real = at_least_float32(first.moments[:count, : config["channels"]].to(device)) * trainer.scaling_factor
-    levels = real.expand(config["levels"], *real.shape)
+    levels = real.expand(trainer.discriminator.config["levels"], *real.shape)
 
     @torch.no_grad()
     def outputs() -> dict[str, list[Tensor]]:

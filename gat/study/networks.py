@@ -20,7 +20,7 @@ from gat.seeds import Purpose, seed_of
 def network_configs(recipe: Recipe, latents: Latents, teacher: Teacher | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Constructor arguments of a recipe's generator and discriminator."""
 
-    def size(network: Network) -> dict[str, Any]:
+    def size(network: Network, levels: int) -> dict[str, Any]:
         return {
             "width": network.width,
             "depth": network.depth,
@@ -29,11 +29,12 @@ def network_configs(recipe: Recipe, latents: Latents, teacher: Teacher | None) -
             "latent_size": latents.size,
             "channels": latents.channels,
             "classes": len(latents.classes),
-            "levels": recipe.loss.levels.used,
+            "levels": levels,
         }
 
-    generator = size(recipe.run) | {"style_gain": recipe.train.style_gain}
-    discriminator = size(recipe.run.discriminator_network) | {"cmap_dim": recipe.loss.cmap_dim}
+    levels = recipe.loss.levels
+    generator = size(recipe.run, levels.made) | {"style_gain": recipe.train.style_gain}
+    discriminator = size(recipe.run.discriminator_network, levels.seen) | {"cmap_dim": recipe.loss.cmap_dim}
     if teacher is not None:
         discriminator |= {"repa_dim": teacher.width, "projector_dim": recipe.repa.projector_dim}
     return generator, discriminator

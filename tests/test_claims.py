@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from gat.report.ablations import Ablation, analyses_content, same_baselines, summarize
 
 from gat.config import Run
-from gat.report.ablations import Ablation, analyses_content, same_baselines, summarize
 from gat.report.columns import mean_text
 from gat.report.figures import draw_ablations
 from gat.report.tables import ablations_page
