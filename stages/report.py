@@ -1,4 +1,4 @@
-"""The study's figures, tables and page: results/, showcase/, ablations/summary.json -> reports/.
+"""The study's figures, tables and page: results/, showcase/, claims/summary.json -> reports/.
 
 python -m stages report
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from gat.config import Params, Training
 from gat.files import atomic_write
-from gat.report.ablations import same_baselines
+from gat.report.claims import same_baselines
 from gat.report.figures import draw_samples, draw_scaling, save
 from gat.report.page import about_content, render_page, showcase_content, study_content
 from gat.report.scaling_laws import equal_compute, fit_scaling
@@ -28,8 +28,8 @@ from stages import (
     REPORTS,
     SHOWCASE,
     SUMMARY,
-    ablations_key,
     address,
+    claims_key,
     commit,
     results_of,
     results_of_samples,
@@ -73,14 +73,14 @@ def main(params: Params) -> None:
     content, assets = showcase_content(shown, table)
     content |= about_content(params, table, commit(), commands, trainings)
     content |= study_content(table, curves, scalings, equal, *look)
-    content |= {"notes": [note]} | ablations_content(params, table)
+    content |= {"notes": [note]} | claims_content(params, table)
     with atomic_write(REPORTS / "index.html") as path:
         path.write_text(render_page(content, assets), encoding="utf-8")
 
 
-def ablations_content(params: Params, table: pd.DataFrame) -> dict[str, Any]:
-    """The summary of ablations, unless it is of other params, or of other results of their baselines."""
+def claims_content(params: Params, table: pd.DataFrame) -> dict[str, Any]:
+    """The summary of claims, unless it is of other params, or of other results of their baselines."""
     summary: dict[str, Any] = json.loads(SUMMARY.read_text()) if SUMMARY.exists() else {}
-    if summary.get("key") == ablations_key(params) and same_baselines(summary, table):
+    if summary.get("key") == claims_key(params) and same_baselines(summary, table):
         return summary
-    return {"ablations": [], "sentences": [], "analyses": []}
+    return {"claims": [], "rates": {}, "analyses": []}

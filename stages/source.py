@@ -9,11 +9,11 @@ times of all files. If its out is unchanged, no other stage reruns. For a hub id
 from gat.config import Params
 from gat.data.sources import fingerprint
 from gat.files import write_json
-from stages import ABLATIONS, ANALYSES, SHOWCASE, SOURCE
+from stages import ANALYSES, ARMS, SHOWCASE, SOURCE
 
 
 def main(params: Params) -> None:
     """Run the stage."""
-    for folder in (SHOWCASE, ABLATIONS, ANALYSES):  # deps of other stages, which must exist even if empty
+    for folder in (SHOWCASE, ARMS, ANALYSES):  # deps of other stages, which must exist even if empty
         folder.mkdir(parents=True, exist_ok=True)
     write_json(SOURCE, fingerprint(params.data.source))

@@ -1,142 +1,122 @@
-"""What ablations and analyses show, in numbers and sentences, and whether the paper's claims hold."""
+"""The paper's claims, judged by comparisons over seeds, and what analyses of trained networks show."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import permutations
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from gat.config import Run
+from gat.config import Claim
 from gat.report.columns import mean_text
-from gat.report.comparisons import Claim, Comparison, compare, judge
-
-FIXED_RATE = "train.scale_lr_by_width=false"
-# Claims of the paper that FID is higher, by all keys that an ablation changes and their values.
-CLAIMS = {
-    frozenset({"loss.levels.schedule=none"}): "worse without noise guidance",
-    frozenset({"loss.levels.schedule=linear"}): "worse with a linear noise schedule",
-    frozenset({"loss.levels.schedule=resized"}): "worse with resized levels",
-    frozenset({"repa.teacher=null"}): "worse without a teacher",
-    frozenset({FIXED_RATE}): "worse at a learning rate not scaled by width",
-}
+from gat.report.comparisons import Comparison, ExpectedDifference, Verdict, compare, judge
+from gat.report.learning_rates import fit_rates, rates_content
 
 Result = Mapping[str, Any]  # the analysis of one training
 Runs = Mapping[str, Sequence[Result]]  # those of the seeds of each run
 
 
-def summarize(ablations: Sequence["Ablation"], results: Sequence[Result]) -> dict[str, Any]:
-    """What tables, figures and the page show of ablations and analyses, as JSON.
+class Measured(NamedTuple):
+    """What is known of all trainings, by run, of its seeds in order."""
+
+    fids: Mapping[str, Sequence[float]]
+    curves: Mapping[str, Sequence[np.ndarray]]  # rows (N, 2) of a step and FID
+    analyses: Runs  # what `stages/analyze.py` writes
+
+    def values(self, measure: str, run: str) -> list[float]:
+        """A measure of `gat.config.Claim`, of each seed."""
+        if measure == "fid":
+            return [*self.fids[run]]
+        of_result = {"early_movement": early_movement, "cknna": alignment}[measure]
+        return [of_result(result) for result in self.analyses[run]]
+
+
+MEASURES = {"fid": "FID", "early_movement": "early movement", "cknna": "CKNNA"}
+
+
+def early_movement(result: Result) -> float:
+    """How far images move if a block is skipped, the least of the generator's blocks 2 to depth / 3."""
+    skipped = result["layers"]["skipped"]
+    return float(min(skipped[1 : max(2, len(skipped) // 3)]))
+
+
+def alignment(result: Result) -> float:
+    """CKNNA of the discriminator's [cls] token."""
+    return float(result["discriminator"]["trained"]["cknna"])
+
+
+def summarize(claims: Mapping[str, Claim], measured: Measured, rates: pd.DataFrame) -> dict[str, Any]:
+    """What tables, figures and the page show of claims and analyses, as JSON.
 
     Args:
-        ablations: each with its FIDs.
-        results: of each run and seed what `stages/analyze.py` writes.
+        claims: by name.
+        measured: the trainings that they compare, and all that were analyzed.
+        rates: a row for each training of `rates`, see `gat.report.learning_rates`.
     """
-    pairs = [*scaled_separately(ablations)]
-    claims = [Claim(one.comparison, "higher") for one in ablations if one.comparison and one.claim]
-    verdicts = iter(judge(claims + [Claim(comparison, "lower") for _, comparison in pairs]))
-    rows = [one.content() | {"verdict": next(verdicts) if one.comparison and one.claim else ""} for one in ablations]
+    comparisons = {}
+    for name, claim in claims.items():
+        arm, baseline = (measured.values(claim.measure, run) for run in (claim.arm, claim.baseline))
+        comparisons[name] = compare(arm, baseline, logarithmic=min(*arm, *baseline) > 0)
+    verdicts = judge([ExpectedDifference(comparisons[name], claim.expected) for name, claim in claims.items()])
+    rows = [
+        _row(name, claim, measured, comparisons[name], verdict)
+        for (name, claim), verdict in zip(claims.items(), verdicts, strict=True)
+    ]
+    fit = fit_rates(rates)
+    parts = [_progress(baseline, arms, measured) for baseline, arms in _groups(claims).items()]
+    analyses = [one for own in measured.analyses.values() for one in own]
     return {
-        "ablations": rows,
-        "sentences": [f"{text} {next(verdicts)}." for text, _ in pairs],
-        "analyses": analyses_content(results) if results else [],
+        "claims": rows,
+        "rates": {} if fit is None else fit.content(),
+        "analyses": parts + rates_content(rates, fit) + (analyses_content(analyses) if analyses else []),
+    }
+
+
+def _row(name: str, claim: Claim, measured: Measured, comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
+    arm, baseline = (measured.values(claim.measure, run) for run in (claim.arm, claim.baseline))
+    digits = ".2f" if claim.measure == "fid" else ".3f"
+    texts = {"arm_text": mean_text(arm, digits), "baseline_text": mean_text(baseline, digits)}
+    ends = np.exp(comparison[:3]) if comparison.logarithmic else np.asarray(comparison[:3])
+    found = (
+        f"{MEASURES[claim.measure]} is {texts['arm_text']} of {claim.arm}, {texts['baseline_text']} of "
+        f"{claim.baseline}."
+    )
+    equal = comparison.p_equal < comparison.p
+    lead = {
+        "shows": "It holds here:",
+        "contradicted": "Equal within ±10% here:" if equal else "The reverse holds here:",
+        "undecided": f"{len(arm)} seeds do not decide it:",
+    }[verdict]
+    return {
+        "name": name,
+        **claim.model_dump(),
+        **texts,
+        "arm_values": arm,
+        "baseline_values": baseline,
+        "ratio": comparison.text,
+        "interval": [float(end) for end in ends],
+        "logarithmic": comparison.logarithmic,
+        "p": comparison.p_text,
+        "verdict": verdict,
+        "sentence": f"{lead} {found}",
     }
 
 
 def same_baselines(content: Mapping[str, Any], table: pd.DataFrame) -> bool:
-    """Whether a summary compares ablations with the FIDs that the table of trainings has."""
+    """Whether a summary compares with the FIDs that the table of trainings has."""
     return all(
-        np.allclose(sorted(one["baseline_fids"]), sorted(table.fid[table.run == one["baseline"]]))
-        for one in content["ablations"]
-        if one["baseline"] is not None
+        np.allclose(sorted(claim["baseline_values"]), sorted(table.fid[table.run == claim["baseline"]]))
+        for claim in content["claims"]
+        if claim["measure"] == "fid" and claim["baseline"] in {*table.run}
     )
 
 
-class Ablation(NamedTuple):
-    """A run that changes the recipe of another, its baseline, and the FIDs of both, one per seed."""
-
-    name: str
-    run: Run
-    fids: list[float]
-    baseline: str | None
-    baseline_fids: list[float]
-
-    @property
-    def changes(self) -> list[str]:
-        """What the run overrides, such as `loss.levels.schedule=none`."""
-        sections = {name: getattr(self.run, name) for name in ("loss", "train", "repa")}
-        sections["discriminator"] = self.run.discriminator.model_dump(exclude_none=True)
-        return [*_leaves(sections)]
-
-    @property
-    def comparison(self) -> Comparison | None:
-        """Its FID against the baseline's; None: the study has no run of this size."""
-        return None if self.baseline is None else compare(self.fids, self.baseline_fids)
-
-    @property
-    def claim(self) -> str:
-        """What the paper says of this change alone; empty if it says nothing."""
-        changes = frozenset(self.changes)
-        if FIXED_RATE in changes:  # whichever rate it is
-            changes = frozenset(one for one in changes if not one.startswith("train.learning_rate="))
-        return CLAIMS.get(changes, "")
-
-    def content(self) -> dict[str, Any]:
-        """As JSON."""
-        compared = f"{self.baseline}: {mean_text(self.baseline_fids)}" if self.baseline else "none"
-        numbers = {key: getattr(self, key) for key in ("name", "fids", "baseline", "baseline_fids", "claim")}
-        one = self.comparison
-        numbers |= {"ratio": one.text if one else "", "p": one.p_text if one else ""}
-        return numbers | {"change": ", ".join(self.changes), "fid": mean_text(self.fids), "compared": compared}
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """All values of nested sections, as key=value."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
-
-
-def scaled_separately(ablations: Sequence[Ablation]) -> Iterator[tuple[str, Comparison]]:
-    """Pairs of ablations of which one enlarges G alone, the other D alone: a sentence, and how they compare."""
-
-    def rest(run: Run) -> tuple[Any, ...]:
-        return run.depth, run.patch, run.discriminator.depth, run.discriminator.patch, run.loss, run.train, run.repa
-
-    for large_g, large_d in permutations(ablations, 2):
-        width, width_d = large_g.run.width, large_g.run.discriminator.width
-        swapped = (large_d.run.discriminator.width, large_d.run.width) == (width, width_d)
-        if not swapped or width_d is None or width_d >= width or rest(large_g.run) != rest(large_d.run):
-            continue
-        if large_g.baseline is None or large_d.baseline is None:
-            continue
-        comparison = compare(large_d.fids, large_g.fids)
-        yield (
-            f"Scaling only one network from {large_d.baseline} (FID {mean_text(large_d.baseline_fids)}) to "
-            f"{large_g.baseline} ({mean_text(large_g.baseline_fids)}): {mean_text(large_g.fids)} with only the "
-            f"generator larger, {mean_text(large_d.fids)} with only the discriminator larger, a ratio of "
-            f"{comparison.text}. The paper's claim that scaling only the discriminator helps more:",
-            comparison,
-        )
-
-
-def analyses_content(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """A title, a text, a table and a plot of each analysis; arguments as for `summarize`."""
-    runs = list(dict.fromkeys(result["run"] for result in results))
-    by_run = {run: [result for result in results if result["run"] == run] for run in runs}
-
-    def having(key: str) -> Runs:
-        return {run: own for run, own in by_run.items() if all(key in one for one in own)}
-
-    parts = [_layers(by_run)]
-    if with_discriminator := having("discriminator"):
-        parts.append(_discriminators(with_discriminator))
-    if stepped := having("steps"):
-        parts += [_steps(stepped, when) for when in ("start", "later")]
-    return parts
+def _groups(claims: Mapping[str, Claim]) -> dict[str, list[str]]:
+    """The arms that are compared with each baseline."""
+    groups: dict[str, list[str]] = {}
+    for claim in claims.values():
+        own = groups.setdefault(claim.baseline, [])
+        own += [] if claim.arm in own else [claim.arm]
+    return groups
 
 
 def _series(name: str, x: Sequence[Any], values: Sequence[Sequence[float]], **more: Any) -> dict[str, Any]:
@@ -145,58 +125,112 @@ def _series(name: str, x: Sequence[Any], values: Sequence[Sequence[float]], **mo
     return {"name": name, "x": list(x), "y": [float(np.mean(own)) for own in values], "deviations": deviations, **more}
 
 
-def _layers(by_run: Runs) -> dict[str, Any]:
-    keys = ("skipped", "cosine", "cka")
-    rows, series = [], []
-    for run, own in by_run.items():
-        use = {key: np.array([one["layers"][key] for one in own]).T for key in keys}  # (blocks, seeds)
-        count = len(use["skipped"])
-        blocks = [str(i + 1) for i in range(count)]
-        series.append(_series(run, blocks, use["skipped"].tolist()))
-        rows += [[run, block, *(mean_text(use[key][i], ".3f") for key in keys)] for i, block in enumerate(blocks)]
+def _progress(baseline: str, arms: Sequence[str], measured: Measured) -> dict[str, Any]:
+    """FID while a baseline and its arms are trained."""
+    rows, series, steps = [], [], list[int]()
+    for run in (baseline, *arms):
+        own = np.stack([*measured.curves[run]])  # (seeds, N, 2)
+        x, values = own[0, :, 0].astype(int).tolist(), own[:, :, 1].T.tolist()
+        series.append(_series(run, x, values))
+        steps = steps if len(steps) >= len(x) else x
+        rows.append([run, *(mean_text(at) for at in values)])
+    width = len(steps) + 1
     return {
-        "title": "Layer use of the generator",
+        "title": f"FID while training {baseline} and what is compared with it",
+        "text": "",
+        "columns": ["run", *(f"step {step:,}" for step in steps)],
+        "rows": [row + [""] * (width - len(row)) for row in rows],
+        "plot": {"kind": "line", "x": "step", "y": "FID", "logarithmic": "y", "series": series},
+    }
+
+
+def analyses_content(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """A title, a text, a table and a plot of each analysis, as JSON."""
+    runs = list(dict.fromkeys(result["run"] for result in results))
+    by_run = {run: [result for result in results if result["run"] == run] for run in runs}
+
+    def having(key: str) -> Runs:
+        return {run: own for run, own in by_run.items() if all(key in one for one in own)}
+
+    depths = sorted({_depth(own) for own in by_run.values()}, reverse=True)
+    parts = [_layers({run: own for run, own in by_run.items() if _depth(own) == depth}) for depth in depths]
+    if with_discriminator := having("discriminator"):
+        parts += _discriminators(with_discriminator)
+    if stepped := having("steps"):
+        parts += [_steps(stepped, when) for when in ("start", "later")]
+    return parts
+
+
+def _depth(results: Sequence[Result]) -> int:
+    return len(results[0]["layers"]["skipped"])
+
+
+def _layers(by_run: Runs) -> dict[str, Any]:
+    """Layer use of generators of one depth."""
+    depth = _depth(next(iter(by_run.values())))
+    rows, series = [], []
+    blocks = [str(i + 1) for i in range(depth)]
+    names = {"skipped": "change when skipped", "cosine": "cosine", "cka": "CKA"}
+    for run, own in by_run.items():
+        use = {key: np.array([one["layers"][key] for one in own]).T for key in names}  # (blocks, seeds)
+        series.append(_series(run, blocks, use["skipped"].tolist()))
+        rows += [[run, name, *(mean_text(at, ".2f") for at in use[key])] for key, name in names.items()]
+        spreads = mean_text([one["layers"]["spread"] for one in own])
+        rows[-3].append(spreads)
+        rows[-2].append("")
+        rows[-1].append("")
+    return {
+        "title": f"Layer use of generators with {depth} blocks",
         "text": "Change when skipped: distance that an image moves in the extractor's feature space when one block is "
-        "skipped, relative to the mean distance between two images; near 0, the block is not used. Cosine similarity "
-        "and CKA compare the tokens before and after a block.",
-        "columns": ["run", "block", "change when skipped", "cosine", "CKA"],
+        "skipped, relative to the mean distance between two images, which is in the last column; near 0, the block is "
+        "not used. Cosine similarity and CKA compare the tokens before and after a block.",
+        "columns": ["run", "", *(f"block {block}" for block in blocks), "distance between images"],
         "rows": rows,
         "plot": {"kind": "bar", "x": "block", "y": "change when skipped", "series": series},
     }
 
 
-def _discriminators(by_run: Runs) -> dict[str, Any]:
-    references = {run: own[0]["discriminator"]["reference"] for run, own in by_run.items()}
-    several = len({*references.values()}) > 1
-    rows, series = [], []
-    for run, own in by_run.items():
-        known = [one["discriminator"] for one in own]
-        depth = len(known[0]["trained"]["cls"])
-        blocks = [str(i + 1) for i in range(depth)]
-        for name in ("trained", "untrained"):
-            accuracies = {
-                pooling: np.array([one[name][pooling] for one in known]).T for pooling in ("cls", "mean")
-            }  # (blocks, seeds)
-            aligned = mean_text([one[name]["cknna"] for one in known], ".3f")
-            aligned += f" ({references[run]})" if several else ""
-            for i, block in enumerate(blocks):
-                texts = (mean_text(accuracies[pooling][i], ".3f") for pooling in ("cls", "mean"))
-                rows.append([run, name, block, *texts, aligned if i == depth - 1 else ""])
-            dash = "solid" if name == "trained" else "dot"
-            series.append(_series(f"{run}, {name}", blocks, accuracies["mean"].tolist(), dash=dash))
+def _discriminators(by_run: Runs) -> list[dict[str, Any]]:
+    rows, runs = [], list(by_run)
+    depth = max(len(own[0]["discriminator"]["trained"]["cls"]) for own in by_run.values())
+    last: dict[str, dict[str, list[list[float]]]] = {}  # by quantity and weights, for each run its seeds
+    for name in ("trained", "untrained"):
+        for run, own in by_run.items():
+            known = [one["discriminator"][name] for one in own]
+            cells = []
+            for pooling in ("cls", "mean"):
+                at = np.array([one[pooling] for one in known]).T  # (blocks, seeds)
+                cells += [mean_text(own, ".3f") for own in at] + [""] * (depth - len(at))
+            rows.append([run, name, *cells, mean_text([one["cknna"] for one in known], ".3f")])
+            last.setdefault("accuracy", {}).setdefault(name, []).append([one["mean"][-1] for one in known])
+            last.setdefault("CKNNA", {}).setdefault(name, []).append([one["cknna"] for one in known])
     first = next(iter(by_run.values()))[0]["discriminator"]
     images = "held-out images" if first["held_out"] else "training images, of others among them"
-    return {
-        "title": "What the discriminator knows of classes",
-        "text": f"Accuracy on {images}: share whose class most of the ten nearest training images have, in the [cls] "
-        f"token or in the mean of the other tokens after a block (chance: {1 / first['classes']:.3g}). CKNNA: "
-        f"alignment of [cls] after the last block with the features of the "
-        f"{'network named beside it' if several else first['reference']}, of the same images. "
-        "Untrained: the same of a discriminator with random weights.",
-        "columns": ["run", "weights", "block", "accuracy, [cls]", "accuracy, mean", "CKNNA"],
-        "rows": rows,
-        "plot": {"kind": "bar", "x": "block", "y": "accuracy, mean of tokens", "series": series},
-    }
+
+    def plot(quantity: str, label: str) -> dict[str, Any]:
+        series = [_series(name, runs, values) for name, values in last[quantity].items()]
+        return {"kind": "bar", "x": "run", "y": label, "series": series}
+
+    blocks = [f"{pooling}, block {i + 1}" for pooling in ("[cls]", "mean") for i in range(depth)]
+    return [
+        {
+            "title": "What the discriminator knows of classes",
+            "text": f"Accuracy on {images}: share whose class most of the ten nearest training images have, in the "
+            f"[cls] token or in the mean of the other tokens after a block (chance: {1 / first['classes']:.3g}). "
+            f"CKNNA: alignment of [cls] after the last block with the features of the {first['reference']}, of the "
+            "same images. Untrained: the same of a discriminator with random weights.",
+            "columns": ["run", "weights", *blocks, "CKNNA"],
+            "rows": rows,
+            "plot": plot("accuracy", "accuracy, mean of tokens"),
+        },
+        {
+            "title": "How much the discriminator's features are like another network's",
+            "text": f"CKNNA with the features of the {first['reference']}; the table above has the values.",
+            "columns": [],
+            "rows": [],
+            "plot": plot("CKNNA", "CKNNA"),
+        },
+    ]
 
 
 def _layers_shown(depth: int) -> dict[str, int]:
@@ -231,7 +265,7 @@ def _steps(by_run: Runs, when: str) -> dict[str, Any]:
         "text": text,
         "columns": ["network", "learning rate", "layer", *(f"width {width}" for width in widths), "exponent"],
         "rows": rows,
-        "plot": {"kind": "line", "x": "width", "y": "change of the output", "series": series},
+        "plot": {"kind": "line", "x": "width", "y": "change of the output", "logarithmic": "xy", "series": series},
     }
 
 

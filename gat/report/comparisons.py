@@ -48,8 +48,8 @@ class Comparison(NamedTuple):
         return "" if np.isnan(self.p) else f"{self.p:.2g}"
 
 
-class Claim(NamedTuple):
-    """That a sample is higher or lower than a baseline, made before the values were known."""
+class ExpectedDifference(NamedTuple):
+    """A claim that a sample is higher or lower than a baseline, made before the values were known."""
 
     comparison: Comparison
     direction: Direction
@@ -82,7 +82,7 @@ def compare(sample: ArrayLike, baseline: ArrayLike, logarithmic: bool = True) ->
     return Comparison(difference, low, high, float(welch.pvalue), p_equal, logarithmic)
 
 
-def judge(claims: Sequence[Claim]) -> list[Verdict]:
+def judge(claims: Sequence[ExpectedDifference]) -> list[Verdict]:
     """Verdicts on the claims of one table, by Holm's procedure at `ALPHA`.
 
     A claim is shown if the interval of its comparison lies on its side, contradicted if it lies on the other side or
@@ -116,7 +116,7 @@ def compare_sizes(study: pd.DataFrame) -> list[Step]:
         pairs += zip(patches.run, patches.run[1:], strict=False)
     fids = {run: own.to_numpy() for run, own in study.groupby("run").fid}
     comparisons = [compare(fids[b], fids[a]) for a, b in pairs]
-    verdicts = judge([Claim(comparison, "lower") for comparison in comparisons])
+    verdicts = judge([ExpectedDifference(comparison, "lower") for comparison in comparisons])
     return [Step(a, b, *judged) for (a, b), judged in zip(pairs, zip(comparisons, verdicts, strict=True), strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""The figures: FID against steps and compute, samples, ablations and analyses."""
+"""The figures: FID against steps and compute, samples, claims and analyses."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from gat.config import MODEL, Training
 from gat.files import atomic_write
+from gat.report.claims import MEASURES
 from gat.report.comparisons import compare_sizes
 from gat.report.scaling_laws import EqualCompute, Fit, Scaling, mean_curve
 from gat.report.trainings import given_of, main_patch, study_of
@@ -227,34 +228,65 @@ def draw_samples(pictures: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def draw_ablations(content: Mapping[str, Any], highlight: str) -> Figure:
-    """FIDs of ablations beside those of their baselines, and the analyses' plots.
+VERDICTS = {"shows": "#2a7f62", "contradicted": "#b23a48", "undecided": GRAY}  # colors
+
+
+def draw_claims(content: Mapping[str, Any]) -> Figure:
+    """The ratio of each claim's arm and baseline with its interval, and a point for each seed of the arm.
 
     Args:
-        content: see `gat.report.ablations.summarize`.
-        highlight: color of the ablations.
+        content: see `gat.report.claims.summarize`.
     """
-    ablations, analyses = content["ablations"], [one for one in content["analyses"] if one["plot"]]
-    rows = 1 + (len(analyses) + 1) // 2
-    figure = Figure(figsize=(11.5, 4.3 * rows), layout="constrained", dpi=110)
-    grid = figure.add_gridspec(rows, 2)
-    axes = figure.add_subplot(grid[0, :])
-    for place, one in enumerate(ablations):
-        fids, baseline = one["fids"], one["baseline_fids"]
-        axes.scatter(baseline, [place] * len(baseline), color=GRAY, marker="|", s=70, zorder=3)
-        axes.scatter(fids, [place] * len(fids), color=highlight, s=26, zorder=3)
-        axes.plot([min(fids), max(fids)], [place, place], color=highlight, lw=1.5, alpha=0.5)
-    names = [one["name"] + (f" ({one['baseline']})" if one["baseline"] else "") for one in ablations]
-    axes.set_yticks(range(len(names)), names)
+    claims = [claim for claim in content["claims"] if claim["logarithmic"]]
+    figure = Figure(figsize=(10, 1.6 + 0.42 * len(claims)), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    axes.axvline(1, color="black", lw=0.8)
+    axes.axvspan(1 / 1.1, 1.1, color="black", alpha=0.06, lw=0)
+    for place, claim in enumerate(claims):
+        color = VERDICTS[claim["verdict"]]
+        ratio, *ends = claim["interval"]
+        usual = np.exp(np.log(claim["baseline_values"]).mean())
+        axes.scatter(
+            np.array(claim["arm_values"]) / usual, [place] * len(claim["arm_values"]), color=color, s=14, alpha=0.35
+        )
+        if np.isfinite(ends).all():
+            axes.plot(ends, [place, place], color=color, lw=2)
+        axes.scatter(
+            [ratio], [place], color=color, s=44, zorder=3, marker=">" if claim["expected"] == "higher" else "<"
+        )
+    names = [f"{claim['arm']} / {claim['baseline']}: {MEASURES[claim['measure']]}" for claim in claims]
+    axes.set_yticks(range(len(claims)), names)
     axes.invert_yaxis()
-    title = "FID of ablations (points) and of their baselines (bars), each seed"
-    label_axes(axes, title, "FID", "", "x" if ablations else "")
-    for place, analysis in enumerate(analyses):
-        axes = figure.add_subplot(grid[1 + place // 2, place % 2])
+    for verdict, color in VERDICTS.items():
+        axes.plot([], [], color=color, lw=2, label=verdict)
+    label_axes(
+        axes,
+        "Ratios with 95% intervals; triangles point to where the claim expects them",
+        "ratio",
+        "",
+        "x" if claims else "",
+    )
+    axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.05))
+    return figure
+
+
+def draw_analyses(content: Mapping[str, Any]) -> Figure:
+    """The plots that go with claims: FID while training, FID against the learning rate, analyses of networks.
+
+    Args:
+        content: see `gat.report.claims.summarize`.
+    """
+    analyses = [one for one in content["analyses"] if one["plot"]]
+    rows = max(1, (len(analyses) + 1) // 2)
+    figure = Figure(figsize=(12.5, 4.3 * rows), layout="constrained", dpi=100)
+    panels = figure.subplots(rows, 2, squeeze=False).ravel()
+    for axes, analysis in zip(panels, analyses, strict=False):
         plot = analysis["plot"]
         _draw_plot(axes, plot)
-        label_axes(axes, analysis["title"], plot["x"], plot["y"], "xy" if plot["kind"] == "line" else "")
+        label_axes(axes, analysis["title"], plot["x"], plot["y"], plot.get("logarithmic", ""))
         axes.legend(frameon=False, fontsize=8)
+    for axes in panels[len(analyses) :]:
+        axes.set_axis_off()
     return figure
 
 
@@ -263,12 +295,13 @@ def _draw_plot(axes: Axes, plot: Mapping[str, Any]) -> None:
     count = len(plot["series"])
     if plot["kind"] == "bar":
         longest = max((series["x"] for series in plot["series"]), key=len)
-        axes.set_xticks(range(len(longest)), longest)
+        long = max(map(len, longest)) > 3
+        axes.set_xticks(range(len(longest)), longest, rotation=35 if long else 0, ha="right" if long else "center")
     for i, series in enumerate(plot["series"]):
         y, deviations, name = series["y"], series["deviations"], series["name"]
         if plot["kind"] == "bar":
             places = np.arange(len(y)) + (i - (count - 1) / 2) * 0.8 / count
             axes.bar(places, y, 0.8 / count, yerr=deviations, label=name, capsize=2)
         else:
-            style = "o--" if series["dash"] == "dot" else "o-"
+            style = "o--" if series.get("dash") == "dot" else "o-"
             axes.errorbar(series["x"], y, deviations, fmt=style, ms=4, capsize=3, label=name)

@@ -145,7 +145,7 @@ def render_page(content: Mapping[str, Any], assets: Mapping[str, Path]) -> str:
 
     Args:
         content: all that `page.html` and `page.js` read: that of the functions above, the `notes` on measurements, and
-            `ablations`, `sentences` and `analyses`, see `gat.report.ablations.summarize`.
+            `claims`, `rates` and `analyses`, see `gat.report.claims.summarize`.
         assets: files by the names that `content` gives them; pictures and videos are embedded as they are, `.onnx`
             compressed.
     """

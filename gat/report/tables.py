@@ -1,4 +1,4 @@
-"""The study and its ablations as Markdown pages."""
+"""The study and its claims as Markdown pages."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from gat.report.claims import MEASURES
 from gat.report.columns import GAP, METRICS, RUN, SIZE, Column, mean_text
 from gat.report.comparisons import ALPHA, compare, compare_sizes, trend
 from gat.report.scaling_laws import EqualCompute, Fit, PowerLaw, Scaling, fids_at
@@ -129,7 +130,7 @@ def sizes_section(study: pd.DataFrame) -> list[str]:
 
 
 COMPARED = (
-    "FID ratio: of the geometric means over seeds, with Welch's 95% interval; it and p are of this comparison alone. A "
+    "Ratio: of the geometric means over seeds, with Welch's 95% interval; it and p are of this comparison alone. A "
     "claim is shown if the ratio differs from 1 in the claimed direction, contradicted if it differs in the other or "
     "is within ±10% of 1, and otherwise undecided. Verdicts allow for the number of claims in the table by Holm's "
     "procedure, so that a claim may be undecided where its interval excludes 1; the chance of any wrong one is at most "
@@ -236,18 +237,27 @@ def measurement_note(extractor: Mapping[str, Any], encoder: Mapping[str, Any], s
     return f"{features}; {samples:,} samples per training."
 
 
-def ablations_page(content: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
-    """Ablations and analyses (see `gat.report.ablations.summarize`) as a Markdown page."""
-    lines = ["# Ablations and analyses", "", MEANS, ""]
-    if ablations := content["ablations"]:
-        keys = ("fid", "compared", "ratio", "p", "claim", "verdict")
-        rows = [[one["name"], f"`{one['change']}`", *(one[key] for key in keys)] for one in ablations]
-        headings = ["ablation", "change", "FID", "baseline", "FID ratio", "p", "claim of the paper", "verdict"]
-        lines += ["## Ablations", "", markdown_table(headings, rows), "", COMPARED, ""]
-        lines += [f"- {sentence}" for sentence in content["sentences"]] + [""]
+def claims_page(content: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
+    """Claims and analyses (see `gat.report.claims.summarize`) as a Markdown page."""
+    how = "[docs/claims.md](../docs/claims.md) says how. Values are means over seeds ± standard deviations."
+    lines = ["# The paper's claims, tested", "", how, ""]
+    if claims := content["claims"]:
+        rows = [[one["text"], one["paper"], one["ratio"], f"**{one['verdict']}**", one["sentence"]] for one in claims]
+        if rates := content["rates"]:
+            text = f"The best learning rate falls with the width to the power {rates['text']}."
+            rule = "The best learning rate is proportional to 1/width"
+            rows.append([rule, "the rule is used for all sizes", rates["text"], f"**{rates['verdict']}**", text])
+        headings = ["claim", "the paper", "ratio or power, 95%", "here", "what was found"]
+        lines += [markdown_table(headings, rows), "", "![Ratios with intervals](claims.png)", ""]
+        keys = ("name", "arm", "arm_text", "baseline", "baseline_text", "measure", "expected", "ratio", "p", "verdict")
+        values = [[MEASURES[one[key]] if key == "measure" else one[key] for key in keys] for one in claims]
+        headings = ["claim", "arm", "of the arm", "baseline", "of the baseline", "measure", "expected", "ratio", "p"]
+        lines += ["## Comparisons", "", markdown_table([*headings, "verdict"], values), "", COMPARED, ""]
+    if content["analyses"]:
+        lines += ["![FID while training, learning rates, analyses](analyses.png)", ""]
     for analysis in content["analyses"]:
-        lines += [f"## {analysis['title']}", "", analysis["text"], ""]
-        lines += [markdown_table(analysis["columns"], analysis["rows"]), ""]
+        lines += [f"## {analysis['title']}", "", *([analysis["text"], ""] if analysis["text"] else [])]
+        lines += [markdown_table(analysis["columns"], analysis["rows"]), ""] if analysis["rows"] else []
     return "\n".join([*lines, *(f"{note}\n" for note in notes)])
 
 

@@ -86,7 +86,7 @@ def step_gmacs(
     c = d.config
     made = g.config["levels"]
     schedule = "none" if made == 1 else "heads" if c["levels"] == 1 else "exponential"
-    loss = Loss(levels=Levels(schedule=schedule, count=max(made, 2)), gamma=float(penalty))
+    loss = Loss(levels=Levels.model_validate({"schedule": schedule, "count": max(made, 2)}), gamma=float(penalty))
     with _counter() as counter:
         z, labels = torch.empty(samples, Z_DIM), torch.zeros(samples, dtype=torch.long)
         noise = torch.empty(made, samples, c["channels"], c["latent_size"], c["latent_size"])

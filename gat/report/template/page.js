@@ -199,18 +199,26 @@ if (byId("training-plot")) {
   onChange("progress", redraw);
 }
 
-function ablationsFigure() {
-  const names = content.ablations.map((ablation) => ablation.name);
-  const points = (key) => content.ablations.flatMap((ablation) => ablation[key].map((fid) => ({ fid, name: ablation.name })));
-  const trace = (key, name, shade, symbol) => ({
-    x: points(key).map((point) => point.fid), y: points(key).map((point) => point.name), mode: "markers", name,
-    marker: { color: shade, size: 9, symbol, opacity: 0.75 },
-    hovertemplate: `<b>%{y}</b>, ${name}<br>FID %{x:.4~g}<extra></extra>`,
+const shownClaims = content.claims.filter((claim) => claim.logarithmic);
+function claimsFigure() {
+  const shades = { shows: "#2a7f62", contradicted: "#b23a48", undecided: style("--soft") };
+  const traces = Object.keys(shades).map((verdict) => {
+    const own = shownClaims.filter((claim) => claim.verdict === verdict);
+    const ends = (end) => own.map((claim) => (claim.interval[end] === null ? 0 : Math.abs(claim.interval[end] - claim.interval[0])));
+    return {
+      x: own.map((claim) => claim.interval[0]), y: own.map((claim) => claim.name), mode: "markers", name: verdict,
+      error_x: { type: "data", symmetric: false, array: ends(2), arrayminus: ends(1), thickness: 1.6, width: 0 },
+      marker: { color: shades[verdict], size: 11, symbol: own.map((claim) => (claim.expected === "higher" ? "triangle-right" : "triangle-left")) },
+      text: own.map((claim) => `${claim.arm} / ${claim.baseline}: ${claim.ratio}`),
+      hovertemplate: "<b>%{y}</b><br>%{text}<extra></extra>",
+    };
   });
-  const traces = [trace("baseline_fids", "baseline", style("--soft"), "line-ns-open"), trace("fids", "ablation", scaling.colors.model, "circle")];
-  return [traces, layout(axis("FID", { type: "log", ...ticks }), axis("", { autorange: "reversed", categoryarray: names, type: "category" }))];
+  const names = shownClaims.map((claim) => claim.name);
+  const line = { type: "line", x0: 1, x1: 1, yref: "paper", y0: 0, y1: 1, line: { width: 1, color: style("--soft") } };
+  const rows = axis("", { autorange: "reversed", categoryorder: "array", categoryarray: names, type: "category" });
+  return [traces, layout(axis("ratio of arm and baseline", { type: "log", ...ticks }), rows, { shapes: [line] })];
 }
-if (byId("ablations-plot")) draw(byId("ablations-plot"), ablationsFigure);
+if (byId("claims-plot")) draw(byId("claims-plot"), claimsFigure);
 
 for (const element of document.querySelectorAll("[data-plot]")) {
   const { plot } = content.analyses[Number(element.dataset.plot)];
@@ -221,8 +229,8 @@ for (const element of document.querySelectorAll("[data-plot]")) {
       line: { dash: series.dash ?? "solid" }, error_y: { type: "data", array: series.deviations, thickness: 1.2, width: 4 },
       hovertemplate: `<b>${series.name}</b><br>${plot.x} %{x}<br>${plot.y} %{y:.3~g}<extra></extra>`,
     }));
-    const log = { type: "log", ...ticks };
-    return [traces, layout(axis(plot.x, bar ? { type: "category" } : log), axis(plot.y, bar ? {} : log), { barmode: "group" })];
+    const scale = (name) => ((plot.logarithmic ?? "").includes(name) ? { type: "log", ...ticks } : {});
+    return [traces, layout(axis(plot.x, bar ? { type: "category" } : scale("x")), axis(plot.y, scale("y")), { barmode: "group" })];
   });
 }
 

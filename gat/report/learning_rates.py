@@ -1,0 +1,139 @@
+"""FID against the learning rate for several widths: by which power of the width the best rate falls.
+
+The paper's rule is 1/width, a power of 1 (section 4.2); with one best rate for all widths it is 0.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, stats
+
+from gat.report.columns import mean_text
+from gat.report.comparisons import ALPHA, Verdict
+
+NEAR = 4.0  # a training is near the minimum with at most this many times the lowest FID of its width
+RULE, MARGIN = 1.0, 0.5  # the paper's power, and how far from it the interval may reach
+
+
+class RatesFit(NamedTuple):
+    """log FID = a(width) + c(width) · (log rate − b + power · log width)², by least squares near the minima."""
+
+    power: float
+    low: float  # Student's 95% interval
+    high: float
+    best: Mapping[int, float]  # rate at the fitted minimum, by width
+    trainings: int
+
+    @property
+    def text(self) -> str:
+        """The power with its interval."""
+        return f"{self.power:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+    @property
+    def verdict(self) -> Verdict:
+        """On the paper's rule: shown if the interval lies within `RULE` ± `MARGIN`, contradicted if it lies outside."""
+        if self.low >= RULE - MARGIN and self.high <= RULE + MARGIN:
+            return "shows"
+        return "contradicted" if self.high < RULE - MARGIN or self.low > RULE + MARGIN else "undecided"
+
+    def content(self) -> dict[str, Any]:
+        """As JSON."""
+        interval = [self.power, self.low, self.high]
+        best = {str(width): rate for width, rate in self.best.items()}
+        numbers = {"interval": interval, "text": self.text, "verdict": self.verdict, "best": best}
+        return numbers | {"trainings": self.trainings}
+
+
+def lowest(table: pd.DataFrame) -> pd.DataFrame:
+    """The geometric mean FID over seeds, infinite if one diverged: a row for each width, a column for each rate."""
+    values = table.assign(fid=np.log(table.fid.where(~table.diverged, np.inf)))
+    return values.pivot_table(index="width", columns="rate", values="fid", aggfunc="mean").apply(np.exp)
+
+
+def fit_rates(table: pd.DataFrame) -> RatesFit | None:
+    """Fit the best rate's power of the width.
+
+    Args:
+        table: a row for each training: `width`, `rate`, `seed`, `fid` and `diverged`.
+
+    Returns:
+        None with one width, with fewer than three rates near the minimum of a width, or too few trainings.
+    """
+    means = lowest(table)
+    near = table[~table.diverged & (table.fid <= NEAR * means.min(axis=1)[table.width].to_numpy())]
+    widths = sorted({*table.width})
+    count = len(widths)
+    if count < 2 or any(near.rate[near.width == width].nunique() < 3 for width in widths):
+        return None
+    if len(near) <= 2 * count + 2:
+        return None
+    place = np.searchsorted(widths, near.width)
+    x, y, log_width = np.log(near.rate.to_numpy()), np.log(near.fid.to_numpy()), np.log(widths)
+
+    def residuals(values: np.ndarray) -> np.ndarray:
+        a, c, (b, power) = values[:count], values[count : 2 * count], values[-2:]
+        return a[place] + c[place] * (x - b + power * log_width[place]) ** 2 - y
+
+    start_rate = np.log(means.idxmin(axis=1).to_numpy(float))
+    slope, intercept = np.polyfit(log_width, start_rate, 1)
+    start = [*np.log(means.min(axis=1)), *([0.3] * count), intercept, -slope]
+    found = optimize.least_squares(residuals, start, method="lm")
+    freedom = len(near) - len(start)
+    covariance = np.linalg.pinv(found.jac.T @ found.jac) * 2 * found.cost / freedom
+    reach = stats.t.ppf(1 - ALPHA / 2, freedom) * covariance[-1, -1] ** 0.5
+    b, power = found.x[-2:]
+    best = {width: float(np.exp(b - power * np.log(width))) for width in widths}
+    return RatesFit(float(power), float(power - reach), float(power + reach), best, len(near))
+
+
+def rates_content(table: pd.DataFrame, fit: RatesFit | None) -> list[dict[str, Any]]:
+    """A title, a text, a table and a plot of FID against the rate, and against rate × width, as JSON."""
+    means = lowest(table)
+    stable = (means <= NEAR * means.min(axis=1).to_numpy()[:, None]).apply(lambda row: max(row.index[row]), axis=1)
+    rows = []
+    for width, own in table.groupby("width"):
+        cells = [
+            mean_text(at.fid[~at.diverged]) + " diverged" * bool(at.diverged.any()) for _, at in own.groupby("rate")
+        ]
+        fitted = "" if fit is None else f"{fit.best[int(str(width))]:.3g}"
+        rows.append([str(width), *cells, f"{means.loc[width].idxmin():g}", fitted, f"{stable[width]:g}"])
+
+    def plot(times_width: bool) -> dict[str, Any]:
+        series = []
+        for width in means.index:
+            finite = means.loc[width][np.isfinite(means.loc[width])]
+            x = [float(rate * (width if times_width else 1)) for rate in finite.index]
+            line = {"name": f"width {width}", "x": x, "y": [*map(float, finite)], "deviations": [0.0] * len(x)}
+            series.append(line)
+        label = "learning rate × width" if times_width else "learning rate"
+        return {"kind": "line", "x": label, "y": "FID", "logarithmic": "xy", "series": series}
+
+    text = (
+        "FID at the end of short trainings at each learning rate, the same rates for all widths; points are geometric "
+        "means over seeds. Best: the rate of the lowest point, and the minimum of a parabola fitted to log FID. "
+        f"Largest stable: the largest rate at which nothing diverged and FID is at most {NEAR:g} times the lowest."
+    )
+    if fit is not None:
+        text += (
+            f" Fitted to the {fit.trainings} trainings within that factor of the lowest FID of their width, the best "
+            f"rate falls with the width to the power {fit.text}; the paper's rule is 1, one rate for all widths is 0."
+        )
+    rates = [f"{rate:g}" for rate in means.columns]
+    return [
+        {
+            "title": "FID against the learning rate",
+            "text": text,
+            "columns": ["width", *rates, "best", "best, fitted", "largest stable"],
+            "rows": rows,
+            "plot": plot(times_width=False),
+        },
+        {
+            "title": "FID against learning rate × width",
+            "text": "By the paper's rule the minima lie above each other here.",
+            "columns": [],
+            "rows": [],
+            "plot": plot(times_width=True),
+        },
+    ]
