@@ -1,15 +1,15 @@
-# A fresh clone needs only `make repro`, `make ablations` or `make test`. JOBS=N sets how many trainings run side by side.
+# A fresh clone needs only `make repro`, `make claims` or `make test`. JOBS=N sets how many trainings run side by side.
 PYTHON ?= python3
 READY := .venv/installed
 # Commands in dvc.yaml call `python`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro ablations test test-thorough lint lock
+.PHONY: repro claims test test-thorough lint lock
 repro: $(READY)
 	.venv/bin/python -m stages.repro $(if $(JOBS),--jobs $(JOBS))
 
-ablations: $(READY)
-	.venv/bin/python -m stages.repro --ablations $(if $(JOBS),--jobs $(JOBS))
+claims: $(READY)
+	.venv/bin/python -m stages.repro --claims $(if $(JOBS),--jobs $(JOBS))
 
 test: $(READY) lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

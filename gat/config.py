@@ -250,14 +250,16 @@ class Rates(_Section):
     learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
 
-    def runs(self) -> dict[str, Run]:
-        """Every training's run by its name, WIDTH-RATE."""
-        train = self.run.get("train", {}) | {"scale_lr_by_width": False}
-        return {
-            f"{width}-{rate}": Run(**self.run | {"width": width, "train": train | {"learning_rate": rate}})
-            for width in self.widths
-            for rate in self.learning_rates
-        }
+    @property
+    def names(self) -> list[str]:
+        """The names of their runs, WIDTH-RATE."""
+        return [f"{width}-{rate}" for width in self.widths for rate in self.learning_rates]
+
+    def named(self, name: str) -> Run:
+        """The run of a name."""
+        width, rate = name.split("-", 1)
+        train = self.run.get("train", {}) | {"scale_lr_by_width": False, "learning_rate": float(rate)}
+        return Run(**self.run | {"width": int(width), "train": train})
 
 
 class ModelUnderTest(Run):
@@ -433,7 +435,7 @@ class Params(_Section):
         if self.metrics.extractor == "classifier":
             _require(self.metrics.classifier is not None, "metrics.classifier", None, "a recipe")
         self._check_samples("evaluate.samples", self.evaluate.samples)
-        for name in (MODEL, *self.trained_runs, *self.rates.runs()):
+        for name in (MODEL, *self.trained_runs, *self.rates.names):
             self._check_run(name)
         if self.vae.pretrained is None:
             self._check_vae(self.vae.recipe)
@@ -460,7 +462,7 @@ class Params(_Section):
             ParamsError: it is not.
         """
         _require(latent_size % 1 == 0, "data.resolution", self.data.resolution, "multiples of the VAE's factor")
-        for name in (MODEL, *self.trained_runs, *self.rates.runs()):
+        for name in (MODEL, *self.trained_runs, *self.rates.names):
             for key, network in self._networks(name):
                 allowed = f"divisors of {latent_size:.0f}, the side of the latents"
                 _require(latent_size % network.patch == 0, f"{key}.patch", network.patch, allowed)
@@ -500,7 +502,7 @@ class Params(_Section):
     @property
     def rate_trainings(self) -> list[Training]:
         """Trainings of `claims/dvc.yaml` at each of `rates.learning_rates`."""
-        return [Training(run, seed) for run in self.rates.runs() for seed in self.rates.seeds]
+        return [Training(run, seed) for run in self.rates.names for seed in self.rates.seeds]
 
     @property
     def trained_runs(self) -> list[str]:
@@ -521,9 +523,9 @@ class Params(_Section):
             return self.model
         if name in self.study:
             return self.study[name]
-        rates = self.rates.runs()
-        _require(name in rates, "run", name, ", ".join((MODEL, *self.study)))
-        return rates[name]
+        is_rate = re.fullmatch(r"\d+-\d+(\.\d+)?(e-?\d+)?", name) is not None
+        _require(is_rate, "run", name, ", ".join((MODEL, *self.study)))
+        return self.rates.named(name)
 
     def recipe(self, name: str) -> Recipe:
         """The settings of a run, including its overrides.

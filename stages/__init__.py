@@ -48,7 +48,7 @@ def claims_key(params: Params) -> str:
     """Hash of all params that decide the results of arms, analyses and the runs that claims compare."""
     sides = [name for claim in params.claims.values() for name in (claim.arm, claim.baseline)]
     names = dict.fromkeys([*sides, *(name for name in params.analyze.runs if name in params.trained_runs)])
-    recipes = [[section.model_dump() for section in params.recipe(name)] for name in [*names, *params.rates.runs()]]
+    recipes = [[section.model_dump() for section in params.recipe(name)] for name in [*names, *params.rates.names]]
     shared = params.model_dump(
         include={"data", "vae", "encoder", "metrics", "evaluate", "seeds", "claims", "rates", "analyze"}
     )

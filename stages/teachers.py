@@ -16,7 +16,7 @@ from stages import TEACHERS, teacher_folder
 def main(params: Params) -> None:
     """Run the stage."""
     with atomic_write(TEACHERS) as folder:
-        for name in (MODEL, *params.trained_runs, *params.rates.runs()):
+        for name in (MODEL, *params.trained_runs, *params.rates.names):
             recipe, target = params.recipe(name), folder / teacher_folder(params, name).name
             repa, key = recipe.repa, params.key(name) if recipe.run.repa else ""
             if target.exists() or recipe.run.pretrained is not None:

@@ -111,7 +111,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
-    """The project after `make ablations` on the smoke profile, committed; to copy, not to change.
+    """The project after `make claims` on the smoke profile, committed; to copy, not to change.
 
     All of pytest-xdist's processes share it.
     """
@@ -127,7 +127,7 @@ def finished(tmp_path_factory) -> Project:
         project.replace(samples={"noise": {"path": "noise.npz", "gmacs": 1e-4}})
         project.commit()
         project.reads.mkdir()
-        output = project.type("python", "-m", "stages.repro", "--jobs", "2", "--ablations").stdout
+        output = project.type("python", "-m", "stages.repro", "--jobs", "2", "--claims").stdout
         project.commit()
         (folder / "output.txt").write_text(output)
         return project

@@ -53,14 +53,26 @@ def make_trainer(
     return trainer, TrainingBatches(latents, settings.batch_size, 0, rank, processes, images)
 
 
-def save_teacher(folder: Path) -> Path:
-    """A DINOv2 of random weights, in transformers' own format."""
-    from transformers import Dinov2Config, Dinov2Model
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+def save_vision_model(folder: Path, kind: str = "Dinov2", size: int = 224, **config: Any) -> Path:
+    """A vision transformer of random weights, in transformers' own format."""
+    import transformers
+    from transformers.image_processing_base import ImageProcessingMixin
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
-    Dinov2Model(Dinov2Config(**sizes, image_size=70, patch_size=14)).save_pretrained(folder)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 70, "patch_size": 14}
+    sizes |= {"mlp_ratio": 2} if kind.startswith("Dinov2") else {"intermediate_size": 48}
+    settings = getattr(transformers, f"{kind}Config")(**sizes | config)
+    getattr(transformers, f"{kind}Model")(settings).save_pretrained(folder)
+    ImageProcessingMixin(crop_size={"height": size, "width": size}, **IMAGENET).save_pretrained(folder)
     return folder
+
+
+def save_teacher(folder: Path) -> Path:
+    """A DINOv2 of random weights, as data/teachers has it."""
+    return save_vision_model(folder)
 
 
 def on_two_processes(script: str | Path, *arguments: object) -> None:

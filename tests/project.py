@@ -20,8 +20,8 @@ SOURCES = (
     ".dvcignore",
     ".gitignore",
     "dvc.yaml",
-    "ablations/dvc.yaml",
-    "ablations/summary.json",
+    "claims/dvc.yaml",
+    "claims/summary.json",
     "gat",
     "stages",
     "profiles",
@@ -86,7 +86,7 @@ class Project:
             self.type("python", "-m", "stages", "code")
         with chdir(self.folder), Repo() as repo:  # DVC names stages relative to where it is
             changed = repo.status(targets=[graph])
-        return sorted(changed.keys() - {"source", "code", "ablations/dvc.yaml:summary"})
+        return sorted(changed.keys() - {"source", "code", "claims/dvc.yaml:summary"})
 
     def params(self) -> dict:
         """The content of params.yaml."""

@@ -1,4 +1,4 @@
-"""What is said of ablations and analyses, against numbers by hand."""
+"""What is said of claims and analyses, against numbers by hand."""
 
 import io
 import json
@@ -6,75 +6,20 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from gat.report.ablations import Ablation, analyses_content, same_baselines, summarize
 
-from gat.config import Run
+from gat.config import Claim
+from gat.report.claims import Measured, analyses_content, early_movement, same_baselines, summarize
 from gat.report.columns import mean_text
-from gat.report.figures import draw_ablations
-from gat.report.tables import ablations_page
+from gat.report.figures import draw_analyses, draw_claims
+from gat.report.tables import claims_page
 
-SIZE = {"width": 32, "depth": 3, "heads": 1, "patch": 2}
-WORSE, BASELINE = [5.0, 6.0], [2.0, 2.1]
-
-
-def ablation(fids: list[float] = WORSE, baseline: str | None = "L-2", **changes) -> Ablation:
-    return Ablation("a", Run(**SIZE | changes), fids, baseline, BASELINE if baseline else [])
+FIDS = {"base": [2.0, 2.1, 2.2], "worse": [5.0, 6.0, 5.5], "better": [1.0, 1.1, 1.05], "unsure": [2.0, 3.5, 1.5]}
+CURVES = {run: [np.array([[500, 9 * fid], [1000, fid]]) for fid in fids] for run, fids in FIDS.items()}
+NO_RATES = pd.DataFrame({"width": [8], "rate": [0.1], "seed": [0], "fid": [3.0], "diverged": [False]})
 
 
-def schedule(name: str) -> dict:
-    return {"loss": {"levels": {"schedule": name}}}
-
-
-@pytest.mark.parametrize(
-    ("changes", "fids", "verdict"),
-    [
-        (schedule("none"), WORSE, "shows"),
-        (schedule("none"), [1.0, 1.1], "contradicted"),
-        (schedule("linear"), [2.0, 2.5], "undecided"),
-        (schedule("resized"), [5.0], "undecided"),
-        ({"repa": {"teacher": None}}, WORSE, "shows"),
-        ({"train": {"learning_rate": 0.1, "scale_lr_by_width": False}}, WORSE, "shows"),
-        ({"train": {"learning_rate": 0.1}}, WORSE, ""),
-        ({"repa": {"teacher": "facebook/dinov2-base"}}, WORSE, ""),
-        ({"loss": {"gamma": 1.0, "levels": {"schedule": "none"}}}, WORSE, ""),
-    ],
-)
-def test_the_papers_claims_are_tested_where_nothing_else_changes(changes, fids, verdict):
-    (shown,) = summarize([ablation(fids, **changes)], [])["ablations"]
-    assert (shown["verdict"], shown["claim"] != "") == (verdict, verdict != "")
-    assert shown["ratio"].startswith(f"{np.exp(np.mean(np.log(fids)) - np.mean(np.log(BASELINE))):.3g}")
-
-
-def test_changes_are_read_off_the_entry():
-    changes = schedule("none") | {"train": {"scale_lr_by_width": False, "learning_rate": 1}, "repa": {"teacher": None}}
-    assert ablation(**changes, discriminator={"width": 12}).changes == [
-        "loss.levels.schedule=none",
-        "train.scale_lr_by_width=false",
-        "train.learning_rate=1",
-        "repa.teacher=null",
-        "discriminator.width=12",
-    ]
-
-
-def test_networks_scaled_separately_are_compared():
-    def pair(seeds: int = 2, baseline: str | None = "S-2", own: int = 32, **other) -> list[str]:
-        large_g = Ablation("large-G", Run(**SIZE, discriminator={"width": 12}), [20.0, 22.0][:seeds], "L-2", BASELINE)
-        run = Run(**SIZE | {"width": 12} | other, discriminator={"width": own})
-        large_d = Ablation("large-D", run, [6.0, 6.2][:seeds], baseline, [30.0, 31.0])
-        return summarize([large_g, large_d], [])["sentences"]
-
-    (sentence,) = pair()
-    for part in ("S-2 (FID 30.50 ± 0.71)", "L-2 (2.05", "21.00 ± 1.41 with only the generator", "0.291 [", "shows."):
-        assert part in sentence
-    assert pair(seeds=1)[0].endswith("undecided.")
-    assert pair(baseline=None) == pair(own=20) == pair(depth=6) == []
-
-
-def test_a_summary_of_other_baselines_is_noticed():
-    table = pd.DataFrame({"run": ["L-2", "L-2"], "fid": BASELINE[::-1]})
-    content = summarize([ablation(), ablation(baseline=None)], [])
-    assert same_baselines(content, table)
-    assert not same_baselines(content, table.assign(fid=[2.0, 2.2]))
+def claim(arm: str, expected: str = "higher", measure: str = "fid", baseline: str = "base") -> Claim:
+    return Claim(text=f"{arm} matters", paper="it does", arm=arm, baseline=baseline, measure=measure, expected=expected)
 
 
 def result(run: str, width: int, seed: int, guided: bool = True, growth: float = 0.0) -> dict:
@@ -82,29 +27,108 @@ def result(run: str, width: int, seed: int, guided: bool = True, growth: float =
     step = {"generator": [0.5 + 0.01 * seed] * 3, "discriminator": [0.2] * 3}
     grown = step | {"generator": [one * width ** (growth + 0.01 * seed) for one in step["generator"]]}
     untrained = {"cls": [0.2, 0.3], "mean": [0.1, 0.2], "cknna": 0.1}
-    known = {"trained": {"cls": [0.5, 0.7], "mean": [0.6, 0.9], "cknna": 0.3}, "untrained": untrained, "classes": 10}
+    known = {"trained": {"cls": [0.5, 0.7], "mean": [0.6, 0.9], "cknna": 0.3 + 0.01 * seed}, "untrained": untrained}
+    skipped = [0.6, 0.2 + 0.01 * seed if guided else 0.05]
     return {
         "run": run,
         "seed": seed,
         "width": width,
         "patch": 2,
-        "layers": {"skipped": [0.6, 0.2 + 0.01 * seed if guided else 0.6], "cosine": [0.2, 0.9], "cka": [0.1, 0.8]},
-        "discriminator": known | {"reference": "classifier", "held_out": True},
+        "layers": {"skipped": skipped, "spread": 12.0, "cosine": [0.2, 0.9], "cka": [0.1, 0.8]},
+        "discriminator": known | {"classes": 10, "reference": "SimCLR", "held_out": True},
         "steps": {"start": {"with": step, "without": grown}, "later": {"with": step, "without": step}},
     }
 
 
-def test_analyses_become_tables_plots_and_tested_claims():
-    results = [result(run, width, seed, growth=1.0) for run, width in (("S", 8), ("L", 32)) for seed in range(3)]
-    results += [result("none", 32, seed, guided=False) for seed in range(3)]
-    layers, discriminators, start, _ = analyses_content(results)
-    assert layers["rows"][1] == ["S", "2", "0.210 ± 0.010", "0.900 ± 0.000", "0.800 ± 0.000"]
+ANALYSES = {
+    "base": [result("base", 32, seed, growth=1.0) for seed in range(3)],
+    "worse": [result("worse", 32, seed, guided=False) for seed in range(3)],
+    "small": [result("small", 8, seed, growth=1.0) for seed in range(3)],
+}
+MEASURED = Measured(FIDS, CURVES, ANALYSES)
+
+
+@pytest.mark.parametrize(
+    ("arm", "expected", "verdict", "lead"),
+    [
+        ("worse", "higher", "shows", "It holds here: FID is 5.50 ± 0.50 of worse, 2.10 ± 0.10 of base."),
+        ("better", "higher", "contradicted", "The reverse holds here: FID"),
+        ("worse", "lower", "contradicted", "The reverse holds here: FID"),
+        ("better", "lower", "shows", "It holds here: FID"),
+        ("unsure", "higher", "undecided", "3 seeds do not decide it: FID"),
+    ],
+)
+def test_a_claim_is_judged_by_the_side_on_which_its_ratio_lies(arm, expected, verdict, lead):
+    (row,) = summarize({"a": claim(arm, expected)}, MEASURED, NO_RATES)["claims"]
+    assert row["verdict"] == verdict
+    assert row["sentence"].startswith(lead)
+    ratio = np.exp(np.mean(np.log(FIDS[arm])) - np.mean(np.log(FIDS["base"])))
+    assert row["interval"][0] == pytest.approx(ratio)
+    assert row["ratio"].startswith(f"{ratio:.3g} [")
+
+
+def test_equal_values_contradict_a_claim_and_are_said_to_be_equal():
+    same = Measured({"a": [2.0, 2.01, 1.99], "base": [2.0, 2.02, 1.99]}, CURVES | {"a": CURVES["base"]}, {})
+    (row,) = summarize({"a": claim("a")}, same, NO_RATES)["claims"]
+    assert (row["verdict"], row["sentence"][:22]) == ("contradicted", "Equal within ±10% here")
+
+
+def test_verdicts_allow_for_the_number_of_claims():
+    """p = 0.03 decides a claim alone, and not as one of two."""
+    fids = FIDS | {"close": [2.0 * np.exp(x) for x in (0.2, 0.3, 0.4)]}
+    measured = Measured(fids, CURVES | {"close": CURVES["base"]}, {})
+    claims = {"a": claim("close"), "b": claim("unsure")}
+    alone, both = (summarize(dict([*claims.items()][:n]), measured, NO_RATES)["claims"][0] for n in (1, 2))
+    assert 0.025 < float(alone["p"]) < 0.05
+    assert alone["p"] == both["p"]
+    assert (alone["verdict"], both["verdict"]) == ("shows", "undecided")
+
+
+def test_measures_of_analyses():
+    """Early movement: the least of blocks 2 to depth / 3; of 12 blocks those are 2 to 4."""
+    deep = {"layers": {"skipped": [0.9, 0.3, 0.01, 0.4, 0.001, *[0.2] * 7]}}
+    assert early_movement(deep) == 0.01
+    assert early_movement({"layers": {"skipped": [0.9, 0.3, 0.1]}}) == 0.3
+    claims = {
+        "idle": claim("worse", "lower", "early_movement"),
+        "aligned": claim("worse", "higher", "cknna"),
+    }
+    idle, aligned = summarize(claims, MEASURED, NO_RATES)["claims"]
+    assert (idle["arm_values"], idle["verdict"]) == ([0.05] * 3, "shows")
+    assert aligned["arm_values"] == pytest.approx([0.3, 0.31, 0.32])
+    assert aligned["verdict"] != "shows"
+
+
+def test_fid_while_training_is_shown_with_each_baseline():
+    claims = {"a": claim("worse"), "b": claim("better", "lower"), "c": claim("worse", baseline="better")}
+    parts = summarize(claims, MEASURED, NO_RATES)["analyses"]
+    first, second = (part for part in parts if part["title"].startswith("FID while training"))
+    assert [row[0] for row in first["rows"]] == ["base", "worse", "better"]
+    assert [row[0] for row in second["rows"]] == ["better", "worse"]
+    assert first["columns"] == ["run", "step 500", "step 1,000"]
+    assert first["rows"][1][2] == "5.50 ± 0.50"
+
+
+def test_a_summary_of_other_baselines_is_noticed():
+    table = pd.DataFrame({"run": ["base"] * 3, "fid": FIDS["base"][::-1]})
+    content = summarize({"a": claim("worse"), "b": claim("worse", baseline="unsure")}, MEASURED, NO_RATES)
+    assert same_baselines(content, table)
+    assert not same_baselines(content, table.assign(fid=[2.0, 2.2, 2.4]))
+
+
+def test_analyses_become_tables_and_plots():
+    results = [one for own in ANALYSES.values() for one in own]
+    layers, discriminators, alignment, start, _ = analyses_content(results)
+    assert layers["rows"][0] == ["base", "change when skipped", "0.60 ± 0.00", "0.21 ± 0.01", "12.00 ± 0.00"]
+    assert layers["rows"][2] == ["base", "CKA", "0.10 ± 0.00", "0.80 ± 0.00", ""]
     assert layers["plot"]["series"][0]["y"] == pytest.approx([0.6, 0.21])
     assert layers["plot"]["series"][0]["deviations"] == pytest.approx([0, 0.01])
-    assert discriminators["rows"][1] == ["S", "trained", "2", "0.700 ± 0.000", "0.900 ± 0.000", "0.300 ± 0.000"]
-    assert discriminators["rows"][6] == ["L", "untrained", "1", "0.200 ± 0.000", "0.100 ± 0.000", ""]
+    cells = ["0.500 ± 0.000", "0.700 ± 0.000", "0.600 ± 0.000", "0.900 ± 0.000", "0.310 ± 0.010"]
+    assert discriminators["rows"][0] == ["base", "trained", *cells]
+    assert discriminators["rows"][3][:3] == ["base", "untrained", "0.200 ± 0.000"]
     assert "(chance: 0.1)" in discriminators["text"]
     assert "held-out images" in discriminators["text"]
+    assert alignment["plot"]["series"][0]["y"] == pytest.approx([0.31] * 3)
     assert start["columns"][2:] == ["layer", "width 8", "width 32", "exponent"]
     grown = [[(0.5 + 0.01 * s) * width ** (1 + 0.01 * s) for s in range(3)] for width in (8, 32)]
     layers_of_generator = ["first block", "middle block", "last block", "output"]
@@ -113,12 +137,19 @@ def test_analyses_become_tables_plots_and_tested_claims():
     assert start["rows"][3][5] == "0.00 ± 0.00"
 
 
+def test_generators_of_each_depth_have_a_plot_of_their_own():
+    deep = result("deep", 32, 0) | {"layers": {key: [0.1] * 4 for key in ("skipped", "cosine", "cka")} | {"spread": 1}}
+    titles = [part["title"] for part in analyses_content([result("base", 32, 0), deep])]
+    assert titles[:2] == ["Layer use of generators with 4 blocks", "Layer use of generators with 2 blocks"]
+
+
 def test_summary_is_written_and_drawn():
-    results = [result(run, width, seed) for run, width in (("S", 8), ("L", 32)) for seed in (0, 1)]
-    content = json.loads(json.dumps(summarize([ablation(**schedule("none"))], results)))
-    page = ablations_page(content, ["A note."])
-    assert "| a          | `loss.levels.schedule=none` | 5.50 ± 0.71 | L-2: 2.05 ± 0.07 | 2.67 [" in page
+    claims = {"a": claim("worse"), "b": claim("worse", "lower", "early_movement")}
+    content = json.loads(json.dumps(summarize(claims, MEASURED, NO_RATES)))
+    page = claims_page(content, ["A note."])
+    assert "| **shows** | It holds here: FID is 5.50 ± 0.50 of worse" in " ".join(page.split())
     assert all(f"## {analysis['title']}" in page for analysis in content["analyses"])
     assert page.endswith("A note.\n")
-    for some in (content, summarize([], []), summarize([ablation(baseline=None)], [])):
-        draw_ablations(some, "#d1495b").savefig(io.BytesIO())
+    for some in (content, summarize({}, Measured({}, {}, {}), NO_RATES)):
+        draw_claims(some).savefig(io.BytesIO())
+        draw_analyses(some).savefig(io.BytesIO())

@@ -18,7 +18,7 @@ TRAIN, EVALUATE, PACKAGE = (
 )
 MEASURED = EVALUATE | {"samples@noise", "floors", "statistics"}
 SHOWCASE = {f"showcase@{run}" for run in RUNS}
-GRAPHS = {name: yaml.safe_load((ROOT / name).read_text())["stages"] for name in ("dvc.yaml", "ablations/dvc.yaml")}
+GRAPHS = {name: yaml.safe_load((ROOT / name).read_text())["stages"] for name in ("dvc.yaml", "claims/dvc.yaml")}
 
 
 @pytest.fixture(scope="module")
@@ -79,22 +79,23 @@ def test_code_of_a_stage_is_known_in_a_second_without_heavy_imports(project):
     assert project.type("python", "-c", script).stdout.strip() == "set()"
 
 
-WHERE_RESULTS_ARE = "ablations"  # the list says in which folder results are, and decides none
+WHERE_RESULTS_ARE = {"runs"}  # the list says in which folder results are, and decides none
 
 
 def test_stages_read_the_keys_that_they_declare(finished):
     """Every command of both graphs, as tests/recorder saw it while the study ran."""
     recorded = {path.name: {*json.loads(path.read_text())} for path in finished.reads.iterdir()}
     stages = {name: stage for graph in GRAPHS.values() for name, stage in graph.items()}
-    assert {command.split()[0] for command in recorded} == {name.removesuffix("-model") for name in stages}
+    assert {command.split()[0] for command in recorded} == {re.sub("-(model|rates)$", "", name) for name in stages}
     for command, read in recorded.items():
         name, *training = command.split()
-        stage = stages.get(f"{name}-model" if training == ["model"] else name) or stages[name]
+        kind = "-model" if training == ["model"] else "-rates" if "." in "".join(training) else ""
+        stage = stages.get(name + kind) or stages[name]
         name = training[0] if training else ""
         stage = stage.get("do", stage)
         declared = [key.replace("${item.run}", name).replace("${key}", name) for key in stage.get("params", [])]
         hidden = {key for key in read if not any(key == own or key.startswith(f"{own}.") for own in declared)}
-        assert hidden <= {WHERE_RESULTS_ARE}, command
+        assert hidden <= WHERE_RESULTS_ARE, command
 
 
 def imported(path: Path) -> set[Path]:

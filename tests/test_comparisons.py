@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gat.report.comparisons import Claim, Comparison, compare, judge, trend
+from gat.report.comparisons import Comparison, ExpectedDifference, compare, judge, trend
 
 
 def test_interval_is_welchs_of_logarithms():
@@ -35,7 +35,7 @@ LOW, HIGH, NEAR = [1.0, 1.1, 0.9], [4.0, 4.4, 3.8], [1.0, 1.02, 0.99, 1.01, 1.0]
     ],
 )
 def test_verdicts(sample, baseline, direction, verdict):
-    assert judge([Claim(compare(sample, baseline), direction)]) == [verdict]
+    assert judge([ExpectedDifference(compare(sample, baseline), direction)]) == [verdict]
 
 
 def test_equality_is_the_interval_within_ten_percent():
@@ -47,13 +47,13 @@ def test_equality_is_the_interval_within_ten_percent():
         own = compare(a, b)
         if own.low < 0 < own.high:
             inside = -np.log(1.1) < own.low and own.high < np.log(1.1)
-            assert judge([Claim(own, "higher")]) == ["contradicted" if inside else "undecided"]
+            assert judge([ExpectedDifference(own, "higher")]) == ["contradicted" if inside else "undecided"]
             turned.add(inside)
     assert turned == {True, False}
 
 
-def of_p(p: float) -> Claim:
-    return Claim(Comparison(1.0, 0.5, 1.5, p, np.sqrt(p), True), "higher")
+def of_p(p: float) -> ExpectedDifference:
+    return ExpectedDifference(Comparison(1.0, 0.5, 1.5, p, np.sqrt(p), True), "higher")
 
 
 def test_claims_of_a_table_share_the_risk_by_holms_procedure():
@@ -71,7 +71,7 @@ def test_without_a_difference_a_table_is_rarely_decided(claims, deviation):
     found = {"shows": 0, "contradicted": 0}
     for _ in range(tables):
         samples = np.exp(rng.normal(0, deviation, (claims, 2, 3)))
-        verdicts = {*judge([Claim(compare(a, b), "higher") for a, b in samples])}
+        verdicts = {*judge([ExpectedDifference(compare(a, b), "higher") for a, b in samples])}
         for verdict in found:
             found[verdict] += verdict in verdicts
     limit = stats.binom.ppf(0.999, tables, 0.05)

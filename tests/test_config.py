@@ -24,8 +24,13 @@ WRONG = [
     ("study: {S-2: {heads: 2}}", "study.S-2.heads: 2", "width/heads is a multiple of 4"),
     ("runs: [S-2, S-3]", "runs: 'S-3'", "entries of study: B-2, L-2"),
     ("runs: [S-2, S-2]", "runs: ['S-2', 'S-2']", "each once"),
-    ("ablations: [S-2]", "ablations: 'S-2'", "not in runs"),
-    ("ablations: [S-3]", "ablations: 'S-3'", "entries of study"),
+    ("arms: [S-2]", "arms: 'S-2'", "not in runs"),
+    ("arms: [S-3]", "arms: 'S-3'", "entries of study"),
+    ("claims: {teacher: {arm: S-3}}", "claims.teacher.arm: 'S-3'", "entries of runs and arms"),
+    ("claims: {teacher: {measure: cknna, arm: augmented}}", "claims.teacher.arm: 'augmented'", "of analyze.runs"),
+    ("claims: {teacher: {expected: better}}", "claims.teacher.expected: 'better'", "'higher' or 'lower'"),
+    ("rates: {run: {depth: 2}}", "rates.run.depth: 2", "multiples of loss.levels.count"),
+    ("rates: {widths: []}", "rates.widths: []", "at least 1"),
     ("analyze: {runs: [S-3]}", "analyze.runs: 'S-3'", "entries of study"),
     ("seeds: [0, 1, 1]", "seeds: [0, 1, 1]", "each once"),
     ("seeds: []", "seeds: []", "at least 1"),
@@ -190,7 +195,7 @@ def test_study_entry_overrides_training_and_loss():
     loaded = params(own)
     run, loss, train, _ = loaded.recipe("L-2")
     assert run.changes_recipe
-    assert (loss.levels.schedule, loss.levels.used, loss.gamma) == ("none", 1, 0.0)
+    assert (loss.levels.schedule, loss.levels.made, loss.gamma) == ("none", 1, 0.0)
     assert loss.augment == loaded.loss.augment
     assert not train.scale_lr_by_width
     assert loaded.recipe("B-2").train.scale_lr_by_width

@@ -69,9 +69,8 @@ def test_every_runs_step_is_that_of_the_formula(profile):
     for name in {MODEL, *params.trained_runs}:
         run, loss, train, repa = params.recipe(name)
         g, d = (
-            sizes
-            | {"levels": loss.levels.used, "width": n.width, "depth": n.depth, "heads": n.head_count, "patch": n.patch}
-            for n in (run, run.discriminator_network)
+            sizes | {"levels": levels, "width": n.width, "depth": n.depth, "heads": n.head_count, "patch": n.patch}
+            for n, levels in ((run, loss.levels.made), (run.discriminator_network, loss.levels.seen))
         )
         d |= {"cmap_dim": loss.cmap_dim, "repa_dim": 768 if repa.teacher else None, "projector_dim": repa.projector_dim}
         samples = params.compute.micro_batch or train.batch_size
@@ -100,7 +99,7 @@ def test_the_step_itself_has_the_counted_operations(micro_batch, with_teacher, a
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.step(batches[0])
     run = {"micro_batch": trainer.micro_batch, "batch_size": 16, "steps": 1, "gamma": 0.1, "processes": 1}
-    run["teacher"] = str(tmp_path) if with_teacher else None
-    cost = cost_of(trainer.generator.config, trainer.discriminator.config, run)
+    folder = tmp_path if with_teacher else None
+    cost = cost_of(trainer.generator.config, trainer.discriminator.config, run, folder)
     gmacs = cost["training_gmacs"] + cost.get("teacher_gmacs", 0)
     assert gmacs == pytest.approx(counter.get_total_flops() / 2e9, rel=1e-9)

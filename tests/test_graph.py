@@ -27,7 +27,7 @@ MODEL = ["train-model", "evaluate-model", "package-model"]
 STAGES, RUNS = ("train", "evaluate", "package"), ("B-2", "B-4", "S-2")
 STUDY, SHOWCASES = [f"{run}-0" for run in RUNS], [f"showcase@{run}" for run in RUNS]
 OF_INCEPTION = {"sfid", "inception_score"}
-KEPT = ("ablations.md", "ablations.png", "samples.png", "scaling.csv", "scaling.md", "scaling.png")  # in git
+KEPT = ("analyses.png", "claims.md", "claims.png", "samples.png", "scaling.csv", "scaling.md", "scaling.png")  # in git
 WEIGHTS = "generator/diffusion_pytorch_model.safetensors"
 
 
@@ -88,30 +88,30 @@ def test_a_key_reruns_what_depends_on_it_alone(key, value, stages, project):
     assert changed == sorted(stages)
 
 
-GRAPHS = {name: yaml.safe_load((ROOT / name).read_text())["stages"] for name in ("dvc.yaml", "ablations/dvc.yaml")}
+GRAPHS = {name: yaml.safe_load((ROOT / name).read_text())["stages"] for name in ("dvc.yaml", "claims/dvc.yaml")}
 
 
 @pytest.mark.parametrize("stage", ["train", "evaluate"])
-def test_ablations_are_trained_as_the_study_is(stage):
-    study, ablation = (
+def test_arms_are_trained_as_the_study_is(stage):
+    study, arm = (
         {key: value for key, value in graph[stage].items() if key in ("cmd", "params", "deps", "outs")}
         for graph in GRAPHS.values()
     )
-    assert study == yaml.safe_load(yaml.safe_dump(ablation).replace("ablations/results/", "results/"))
+    assert study == yaml.safe_load(yaml.safe_dump(arm).replace("claims/results/", "results/"))
 
 
-def test_ablations_have_a_graph_of_their_own(project):
+def test_claims_have_a_graph_of_their_own(project):
     """What they depend on they share; and no change of theirs makes `dvc repro` do anything."""
-    assert project.would_run(graph="ablations/dvc.yaml") == []
+    assert project.would_run(graph="claims/dvc.yaml") == []
     params = (project.folder / "params.yaml").read_text()
     project.set("study.S-2-resized.loss", {"gamma": 0.2})
-    changed = [f"ablations/dvc.yaml:{stage}@S-2-resized-0" for stage in ("evaluate", "train")]
-    assert project.would_run(graph="ablations/dvc.yaml") == changed
+    changed = [f"claims/dvc.yaml:{stage}@S-2-resized-0" for stage in ("evaluate", "train")]
+    assert project.would_run(graph="claims/dvc.yaml") == changed
     assert project.would_run() == ["report"]  # it shows params.yaml
     (project.folder / "params.yaml").write_text(params)
-    done = project.type("dvc", "repro", "ablations/dvc.yaml")
-    assert ran(done.stdout) == ["ablations/dvc.yaml:summary"]
-    assert project.type("git", "status", "--porcelain", "--untracked-files=no", "reports", "ablations").stdout == ""
+    done = project.type("dvc", "repro", "claims/dvc.yaml")
+    assert ran(done.stdout) == ["claims/dvc.yaml:summary"]
+    assert project.type("git", "status", "--porcelain", "--untracked-files=no", "reports", "claims").stdout == ""
 
 
 def test_wrong_value_stops_repro_in_a_fresh_clone(tmp_path):

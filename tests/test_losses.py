@@ -28,7 +28,7 @@ def perturbations(count: int, loss: Loss) -> tuple[Perturbation, Perturbation]:
     real, fake = (
         Perturbation(
             sample_augment_params(count, 8, loss.augment, rng),
-            torch.randn(loss.levels.used, count, 4, 8, 8, generator=rng),
+            torch.randn(loss.levels.made, count, 4, 8, 8, generator=rng),
         )
         for _ in range(2)
     )
@@ -105,3 +105,21 @@ def test_gamma_is_the_papers_at_its_own_size_and_grows_with_the_pixels(batch, di
     real, fake, labels = batch
     total, terms = discriminator_loss(discriminator, real, fake, labels, perturbations(3, PAPER), (real, fake), Loss())
     torch.testing.assert_close(total, terms["loss_d"] + 0.1 / 16 / 2 * (terms["r1"] + terms["r2"]))
+
+
+def test_with_heads_alone_the_discriminator_sees_the_last_image_without_noise(batch, discriminator):
+    """Also in its penalties; the generator's other levels have no gradient of their own."""
+    real, fake, labels = batch
+    config = discriminator.config
+    alone = Discriminator(**{**config, "levels": 1})
+    torch.nn.init.normal_(alone.y_embedder.embedding_table.weight)
+    loss = PLAIN.model_copy(update={"levels": Levels(schedule="heads", count=4)})
+    plain = PLAIN.model_copy(update={"levels": Levels(schedule="none")})
+    perturb, eps = perturbations(3, loss), (torch.randn_like(real), torch.randn_like(fake))
+    got, _ = discriminator_loss(alone, real, fake, labels, perturb, eps, loss)
+    want, _ = discriminator_loss(alone, real, fake[-1:], labels, perturb, (eps[0], eps[1][-1:]), plain)
+    torch.testing.assert_close(got, want)
+    fake.requires_grad_()
+    generator_loss(alone.requires_grad_(False), real, fake, labels, perturb, loss).backward()
+    assert fake.grad[-1].abs().sum() > 0
+    assert fake.grad[:-1].abs().sum() == 0

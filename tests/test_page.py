@@ -216,8 +216,8 @@ def test_the_table_sorts_by_its_headings(opened):
     assert page.locator(column).get_attribute("aria-sort") == "descending"
 
 
-def test_ablations_analyses_commands_and_settings_are_there(opened, finished):
-    assert "loss.levels.schedule=resized" in opened.page.locator("#ablations").inner_text()
+def test_claims_analyses_commands_and_settings_are_there(opened, finished):
+    assert "Noise is better than resized images" in opened.page.locator("#claims").inner_text()
     assert "change when skipped" in opened.page.locator("#analyses").inner_text()
     opened.page.locator("#made-training").select_option(label="B-4, seed 0")
     text = opened.page.locator("#made-settings").inner_text()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import SIZE, make_trainer, save_teacher
 from scipy.interpolate import RectBivariateSpline
-from transformers import Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+from transformers import Dinov2Model
 
 from gat.config import Augment, Loss
 from gat.gan.augment import AugmentParams, sample_augment_params
@@ -89,16 +89,6 @@ def test_teacher_sees_the_image_move_as_the_latent_does(teacher, teacher_folder,
         torch.testing.assert_close(patches[i], tokens[1:], rtol=1e-4, atol=1e-4)
     assert patches.shape == (6, 256, 24)
     assert (teacher.width, teacher.grid) == (24, 16)
-
-
-def test_register_tokens_of_a_teacher_are_no_patches(digits, tmp_path):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2, "patch_size": 14}
-    config = Dinov2WithRegistersConfig(**sizes, image_size=70, num_register_tokens=3)
-    Dinov2WithRegistersModel(config).save_pretrained(tmp_path)
-    params = sample_augment_params(2, 8, Augment(flip=0.0), torch.Generator().manual_seed(1))
-    features = Teacher(str(tmp_path))(torch.from_numpy(digits[:2]), params, 8)
-    assert (features.cls.shape, features.patches.shape) == ((2, 24), (2, 256, 24))
 
 
 def test_discriminators_features_are_of_the_unperturbed_reals():

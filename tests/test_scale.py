@@ -66,10 +66,10 @@ def models(tmp_path_factory) -> Path:
     config = Dinov2Config(
         hidden_size=24, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=224, patch_size=14
     )
+    statistics = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     for name in ("teacher", "encoder"):
         Dinov2Model(config).save_pretrained(folder / name)
-    statistics = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-    ImageProcessingMixin(crop_size=224, **statistics).save_pretrained(folder / "encoder")
+        ImageProcessingMixin(crop_size=224, **statistics).save_pretrained(folder / name)
     return folder
 
 
@@ -96,7 +96,19 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
         runs=[],
     )
     done = project.type("dvc", "repro")
-    stages = ["tidy", "images", "extractor", "reference", "encoder", "statistics", "vae", "latents", "floors", "report"]
+    stages = [
+        "tidy",
+        "images",
+        "extractor",
+        "reference",
+        "encoder",
+        "teachers",
+        "statistics",
+        "vae",
+        "latents",
+        "floors",
+        "report",
+    ]
     stages += ["train-model", "evaluate-model", "package-model"]
     assert sorted(ran(done.stdout)) == sorted(stages)
     assert "class-1/999.jpg" in done.stdout
@@ -139,7 +151,19 @@ def test_each_profiles_graph_has_a_stage_for_each_training(profile, tmp_path):
     params = load_params(project.folder / "params.yaml")
     with chdir(project.folder), Repo() as repo:
         names = {stage.addressing for stage in repo.index.stages}
-    stages = ["code", "source", "tidy", "images", "extractor", "reference", "encoder", "statistics", "vae", "latents"]
+    stages = [
+        "code",
+        "source",
+        "tidy",
+        "images",
+        "extractor",
+        "reference",
+        "encoder",
+        "teachers",
+        "statistics",
+        "vae",
+        "latents",
+    ]
     stages += ["floors", "report"]
     stages += [training.stage(stage) for stage in ("train", "evaluate", "package") for training in params.trainings]
     stages += [f"showcase@{run}" for run in params.runs]

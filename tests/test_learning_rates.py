@@ -1,0 +1,73 @@
+"""The best learning rate's power of the width, on simulated trainings."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gat.report.learning_rates import RatesFit, fit_rates, rates_content
+
+WIDTHS, RATES = (16, 32, 64), [0.002 * 2**i for i in range(7)]
+
+
+def simulated(power: float, noise: float = 0.1, seed: int = 0, seeds: int = 3, curvature: float = 0.4) -> pd.DataFrame:
+    """log FID is a parabola about a best rate that falls with the width to a power; 0.016 is best at width 32."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for width in WIDTHS:
+        best = 0.016 * (32 / width) ** power
+        for rate in RATES:
+            for one in range(seeds):
+                fid = np.exp(2 - 0.02 * width + curvature * np.log(rate / best) ** 2 + noise * rng.normal())
+                rows.append({"width": width, "rate": rate, "seed": one, "fid": fid, "diverged": False})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("power", "verdict"), [(1.0, "shows"), (0.0, "contradicted")])
+def test_the_power_is_found(power, verdict):
+    fit = fit_rates(simulated(power))
+    assert fit.power == pytest.approx(power, abs=0.15)
+    assert fit.low < fit.power < fit.high
+    assert fit.best[64] == pytest.approx(0.016 * 2**-power, rel=0.15)
+    assert fit.verdict == verdict
+
+
+def test_without_noise_it_is_exact():
+    fit = fit_rates(simulated(0.7, noise=0))
+    assert fit.power == pytest.approx(0.7, abs=1e-6)
+    assert fit.high - fit.low < 1e-5
+
+
+def test_the_interval_covers_the_power_in_95_of_100_simulations():
+    fits = [fit_rates(simulated(1.0, noise=0.3, seed=i)) for i in range(200)]
+    covered = np.mean([fit.low <= 1.0 <= fit.high for fit in fits])
+    assert 0.9 <= covered <= 0.99
+
+
+def test_verdicts_are_by_the_whole_interval():
+    verdicts = [RatesFit(1, low, high, {}, 9).verdict for low, high in ((0.6, 1.4), (0.4, 1.4), (0.1, 0.4), (1.6, 2))]
+    assert verdicts == ["shows", "undecided", "contradicted", "contradicted"]
+
+
+def test_a_diverged_training_is_no_minimum_and_no_stable_rate():
+    table = simulated(1.0)
+    at = (table.width == 64) & (table.rate == RATES[4])
+    table.loc[at & (table.seed == 1), ["fid", "diverged"]] = [np.nan, True]
+    part, scaled = rates_content(table, fit_rates(table))
+    row = part["rows"][2]
+    assert row[0] == "64"
+    assert row[5].endswith(" diverged")
+    assert float(row[-1]) < RATES[4]
+    assert f"to the power {fit_rates(table).text}; the paper's rule is 1" in part["text"]
+    lines = scaled["plot"]["series"]
+    assert len(lines[0]["x"]) == 7
+    assert len(lines[2]["x"]) == 6
+    best = [line["x"][int(np.argmin(line["y"]))] for line in lines]
+    assert max(best) / min(best) < 2.1  # above each other
+
+
+@pytest.mark.parametrize(
+    "few", [simulated(1.0).query("width == 16"), simulated(1.0, curvature=30.0), simulated(1.0)[:3]]
+)
+def test_too_little_is_not_fitted(few):
+    assert fit_rates(few) is None
+    assert len(rates_content(few, None)) == 2
