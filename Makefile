@@ -9,7 +9,7 @@ repro: $(READY)
 	.venv/bin/python -m stages.repro $(if $(JOBS),--jobs $(JOBS))
 
 claims: $(READY)
-	.venv/bin/python -m stages.repro --claims $(if $(JOBS),--jobs $(JOBS))
+	.venv/bin/python -m stages.repro $(if $(JOBS),--jobs $(JOBS)) --claims $(CLAIMS)
 
 test: $(READY) lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

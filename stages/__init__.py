@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ SHOWCASE = Path("showcase")  # RUN, of its first seed: pictures and a video
 REPORTS = Path("reports")
 EXPORTS = Path("exports")  # RUN/seed-N, with a model card
 RATES = "rates.run"  # stands for all trainings of `rates`
+RATES_CLAIM = "rates"  # the claim that they test
+CLAIMS = "GAT_CLAIMS"  # environment variable: names of the claims to report; by default all
 CHECKPOINTS = Path(os.environ.get("GAT_CHECKPOINTS", "checkpoints"))  # of unfinished stages; not a DVC output
 
 
@@ -54,6 +57,17 @@ def claims_key(params: Params) -> str:
     )
     content = [shared, params.model.width, recipes]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
+def runs_of(params: Params, claims: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The runs that some claims compare, and those whose analyses are reported with them."""
+    if {*claims} >= {*params.claims}:
+        claims, analyzed = params.claims, params.analyze.runs
+    else:
+        analyzed = []
+    own = [params.claims[name] for name in claims if name in params.claims]
+    runs = dict.fromkeys(run for claim in own for run in (claim.baseline, claim.arm))
+    return [*runs], analyzed or [run for run in runs if run in params.analyze.runs]
 
 
 def is_arm(params: Params, run: str) -> bool:

@@ -1,6 +1,6 @@
 """`dvc repro` with trainings side by side, for `make repro` and `make claims`.
 
-python -m stages.repro [--jobs N] [--claims] [--list]
+python -m stages.repro [--jobs N] [--claims [NAME …]] [--list]
 
 What all trainings share runs first; then the trainings, each with its evaluation, run in N slots that divide the
 machine's GPUs among them; a plain `dvc repro` finishes. Results are the same as from `dvc repro` alone. Ctrl-C or
@@ -27,7 +27,7 @@ from rich.live import Live
 from rich.table import Table
 
 from gat.config import Params, ParamsError, Training, load_params
-from stages import RATES, address, is_arm
+from stages import CLAIMS, RATES, RATES_CLAIM, address, is_arm, runs_of
 from stages.processes import PATIENCE_SECONDS, SLOT, end_with_parent, is_alive
 
 REFRESH_SECONDS, LOG_SECONDS = 0.5, 60  # between two tables on a terminal; elsewhere, between two lines of a job
@@ -166,23 +166,27 @@ def training_stages(params: Params, trainings: list[Training]) -> list[list[str]
     return [stages(training) for training in sorted(trainings, key=work, reverse=True)]
 
 
-def make_phases(params: Params, changed: set[str], claims: bool = False) -> list[list[Job]]:
-    """Jobs that may run side by side, phase after phase.
+def make_phases(params: Params, changed: set[str], claims: list[str] | None = None) -> list[list[Job]]:
+    """Jobs that may run side by side, phase after phase; with those that some claims need.
 
     Left out are those with no stage in `changed`, which `dvc status` names, unless a job of an earlier phase runs.
     """
     phases = [[["images"]], [["extractor", "reference"], ["vae", "latents"], ["encoder", "teachers"]], [["statistics"]]]
     samples = [[f"samples@{name}"] for name in params.samples]
     phases += [[["floors"], *training_stages(params, params.trainings), *samples]]
-    if claims:
-        analyses = [f"claims/dvc.yaml:analyze@{run}-{seed}" for run in params.analyze.runs for seed in params.seeds]
-        trainings = params.arm_trainings + params.rate_trainings
+    rest = [["dvc.yaml"]]  # the report and what is not named here
+    if claims is not None:
+        runs, analyzed = runs_of(params, claims)
+        trainings = [training for training in params.arm_trainings if training.run in runs]
+        trainings += params.rate_trainings if RATES_CLAIM in claims else []
+        analyses = [f"claims/dvc.yaml:analyze@{run}-{seed}" for run in analyzed for seed in params.seeds]
         phases += [training_stages(params, trainings), [[stage] for stage in analyses]]
+        whole = {*params.claims, RATES_CLAIM} == {*claims}
+        rest.insert(0, ["claims/dvc.yaml" if whole else "claims/dvc.yaml:summary"])
     wanted: list[list[Job]] = []
     for phase in phases:
         wanted.append([Job(stages) for stages in phase if any(wanted) or changed.intersection(stages)])
-    rest = ["claims/dvc.yaml", "dvc.yaml"] if claims else ["dvc.yaml"]  # the report and what is not named here
-    return wanted + [[Job([file])] for file in rest]
+    return wanted + [[Job(targets)] for targets in rest]
 
 
 def make_slots(jobs: int | None, threads: int | None, gpus: list[str]) -> list[list[str]]:
@@ -220,7 +224,8 @@ def main() -> None:
         prog="python -m stages.repro", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--jobs", type=int, help="slots (default: one per GPU, or per compute.threads cores)")
-    parser.add_argument("--claims", action="store_true", help="also run claims/dvc.yaml")
+    help_of_claims = f"also run claims/dvc.yaml, or only what these claims need ({RATES_CLAIM}: learning rates)"
+    parser.add_argument("--claims", nargs="*", metavar="NAME", help=help_of_claims)
     parser.add_argument(
         "--list", action="store_true", help="print the stages of each training, one line each, and exit"
     )
@@ -232,13 +237,19 @@ def main() -> None:
         if arguments.list:
             print(*(" ".join(stages) for stages in training_stages(params, params.trainings)), sep="\n")
             return
-        if arguments.claims:
+        chosen = None
+        if arguments.claims is not None:
             for run in {*params.analyze.runs} - {*params.trained_runs}:
                 raise ParamsError(f"analyze.runs: {run!r} is not allowed; allowed: entries of runs and arms")
+            known = [*params.claims, RATES_CLAIM]
+            for name in {*arguments.claims} - {*known}:
+                parser.error(f"argument --claims: {name!r} is none of {', '.join(known)}")
+            chosen = arguments.claims or known
+            os.environ[CLAIMS] = " ".join(chosen)
         os.environ |= {SLOT: "1", "PYTHONUNBUFFERED": "1"}
         remove_stale_locks()
         run_dvc("--wait-for-lock", "repro", "--quiet", "--single-item", "code", "source", "tidy")
-        phases = make_phases(params, {*json.loads(run_dvc("status", "--json"))}, arguments.claims)
+        phases = make_phases(params, {*json.loads(run_dvc("status", "--json"))}, chosen)
         scheduler = Scheduler(make_slots(arguments.jobs, params.compute.threads, find_gpus()))
         asyncio.run(scheduler.run(phases))
         if scheduler.stopped:

@@ -2,10 +2,12 @@
 
 python -m stages summary          (of claims/dvc.yaml)
 
-The files are in git and are no outs of DVC's, so that the report can depend on them and `dvc repro` trains no arm.
+With names in the environment variable `GAT_CLAIMS`, as `make claims CLAIMS=…` sets it, it is of these claims alone. The
+files are in git and are no outs of DVC's, so that the report can depend on them and `dvc repro` trains no arm.
 """
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -15,15 +17,17 @@ from gat.files import atomic_write, write_json
 from gat.report.claims import Measured, summarize
 from gat.report.figures import draw_analyses, draw_claims, save
 from gat.report.tables import claims_page
-from stages import ANALYSES, REPORTS, SUMMARY, claims_key, results_of
+from stages import ANALYSES, CLAIMS, RATES_CLAIM, REPORTS, SUMMARY, claims_key, results_of, runs_of
 
 
 def main(params: Params) -> None:
     """Run the stage."""
-    sides = [run for claim in params.claims.values() for run in (claim.arm, claim.baseline)]
-    results = {run: [results_of(params, Training(run, seed)) for seed in params.seeds] for run in dict.fromkeys(sides)}
+    known = [*params.claims, RATES_CLAIM]
+    chosen = os.environ.get(CLAIMS, "").split() or known
+    runs, analyzed = runs_of(params, chosen)
+    results = {run: [results_of(params, Training(run, seed)) for seed in params.seeds] for run in runs}
     analyses = {}
-    for run in params.analyze.runs:
+    for run in analyzed:
         paths = [ANALYSES / f"{run}/seed-{seed}.json" for seed in params.seeds]
         analyses[run] = [json.loads(path.read_text()) for path in paths]
     measured = Measured(
@@ -31,10 +35,12 @@ def main(params: Params) -> None:
         {run: [one.curves()["fid"] for one in own] for run, own in results.items()},
         analyses,
     )
-    content = summarize(params.claims, measured, rates_table(params))
+    claims = {name: claim for name, claim in params.claims.items() if name in chosen}
+    content = summarize(claims, measured, rates_table(params) if RATES_CLAIM in chosen else None)
     write_json(SUMMARY, {"key": claims_key(params)} | content)
     with atomic_write(REPORTS / "claims.md") as path:
-        path.write_text(claims_page(content, ["Made by `make claims`."]), encoding="utf-8")
+        command = "make claims" + ("" if [*chosen] == known else f' CLAIMS="{" ".join(chosen)}"')
+        path.write_text(claims_page(content, [f"Made by `{command}`."]), encoding="utf-8")
     save(draw_claims(content), REPORTS / "claims.png")
     save(draw_analyses(content), REPORTS / "analyses.png")
 

@@ -61,7 +61,7 @@ def perturb(images: Tensor, noise: Tensor, levels: tuple[float, ...] | None = No
 
 
 def resize_levels(images: Tensor, count: int) -> Tensor:
-    """Level images of lower resolution instead of more noise, as in MSG-GAN; an ablation of the paper.
+    """Level images of lower resolution instead of more noise, as in MSG-GAN, which the paper compares with.
 
     Each level is reduced by average pooling and enlarged bilinearly: the first is reduced to a side of 1/2^(count − 1),
     the last is unchanged.

@@ -44,13 +44,13 @@ def alignment(result: Result) -> float:
     return float(result["discriminator"]["trained"]["cknna"])
 
 
-def summarize(claims: Mapping[str, Claim], measured: Measured, rates: pd.DataFrame) -> dict[str, Any]:
+def summarize(claims: Mapping[str, Claim], measured: Measured, rates: pd.DataFrame | None) -> dict[str, Any]:
     """What tables, figures and the page show of claims and analyses, as JSON.
 
     Args:
         claims: by name.
         measured: the trainings that they compare, and all that were analyzed.
-        rates: a row for each training of `rates`, see `gat.report.learning_rates`.
+        rates: a row for each training of `rates`, see `gat.report.learning_rates`; None: not asked for.
     """
     comparisons = {}
     for name, claim in claims.items():
@@ -61,13 +61,14 @@ def summarize(claims: Mapping[str, Claim], measured: Measured, rates: pd.DataFra
         _row(name, claim, measured, comparisons[name], verdict)
         for (name, claim), verdict in zip(claims.items(), verdicts, strict=True)
     ]
-    fit = fit_rates(rates)
+    fit = None if rates is None else fit_rates(rates)
     parts = [_progress(baseline, arms, measured) for baseline, arms in _groups(claims).items()]
+    parts += [] if rates is None else rates_content(rates, fit)
     analyses = [one for own in measured.analyses.values() for one in own]
     return {
         "claims": rows,
         "rates": {} if fit is None else fit.content(),
-        "analyses": parts + rates_content(rates, fit) + (analyses_content(analyses) if analyses else []),
+        "analyses": parts + (analyses_content(analyses) if analyses else []),
     }
 
 
