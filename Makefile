@@ -24,11 +24,7 @@ lint: $(READY)
 	.venv/bin/mypy
 
 $(READY): requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
-	@echo "installing requirements.lock into .venv, a few minutes the first time"
-	@.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
-	touch $@
+	$(PYTHON) stages/install.py
 
 # Pins all dependencies of pyproject.toml, for all platforms, whatever package index they come from.
 lock:

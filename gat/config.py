@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from operator import attrgetter
 from os.path import expanduser
 from pathlib import Path
@@ -417,11 +418,9 @@ class Params(_Section):
         for name in self.arms:
             _require(name not in self.runs, "arms", name, "entries of study that are not in runs")
         for name, claim in self.claims.items():
-            trained = self.trained_runs if claim.measure == "fid" else self.analyze.runs
-            listed = "runs and arms" if claim.measure == "fid" else "analyze.runs"
             for side in ("arm", "baseline"):
                 run = getattr(claim, side)
-                _require(run in trained, f"claims.{name}.{side}", run, f"entries of {listed}: {', '.join(trained)}")
+                _require(run in self.study, f"claims.{name}.{side}", run, "entries of study: " + ", ".join(self.study))
         for key, name in [("study", name) for name in self.study] + [("samples", name) for name in self.samples]:
             _require(name != MODEL, key, name, "other names, since model is the model under test")
             allowed = "letters, digits, - and _, starting with a letter or digit"
@@ -504,6 +503,22 @@ class Params(_Section):
         """Trainings of `claims/dvc.yaml` at each of `rates.learning_rates`."""
         return [Training(run, seed) for run in self.rates.names for seed in self.rates.seeds]
 
+    def check_claims(self, names: Iterable[str]) -> None:
+        """Check that `claims/dvc.yaml` trains and analyzes all that these claims need.
+
+        Raises:
+            ParamsError: it does not.
+        """
+        for name in self.analyze.runs:
+            _require(name in self.trained_runs, "analyze.runs", name, "entries of runs and arms")
+        for name in names:
+            claim = self.claims[name]
+            for side in ("arm", "baseline"):
+                run, key = getattr(claim, side), f"claims.{name}.{side}"
+                _require(run in self.trained_runs, key, run, "entries of runs and arms")
+                analyzed = claim.measure == "fid" or run in self.analyze.runs
+                _require(analyzed, key, run, f"entries of analyze.runs, since its measure is {claim.measure}")
+
     @property
     def trained_runs(self) -> list[str]:
         """Entries of the study that `dvc.yaml` or `claims/dvc.yaml` trains."""
@@ -538,8 +553,12 @@ class Params(_Section):
             run,
             _overridden(self.loss, run.loss, f"{key}.loss"),
             _overridden(self.train, run.train, f"{key}.train"),
-            _overridden(self.repa, run.repa, f"{key}.repa"),
+            self.repa_of(name),
         )
+
+    def repa_of(self, name: str) -> Repa:
+        """The section `repa` of a run, including its overrides."""
+        return _overridden(self.repa, self.run(name).repa, f"{self.key(name)}.repa")
 
 
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:

@@ -21,9 +21,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 def cores() -> int:
-    """Cores that this process may use; several processes of a stage divide a machine's cores."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Cores that this process may use, by its affinity and its container's quota; processes of a stage share them."""
+    from joblib import cpu_count
+
+    return max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def make_accelerator(compute: Compute = Compute(), mixed_precision: str | None = None) -> Accelerator:  # noqa: B008

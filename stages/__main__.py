@@ -30,6 +30,7 @@ def main() -> None:
         sys.exit(f"python -m stages NAME [RUN SEED], with NAME one of {', '.join(ON_ALL_PROCESSES + ON_ONE_PROCESS)}")
     try:
         params = load_params()
+        os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures are the same on every machine
         if SLOT in os.environ or LAUNCHED in os.environ:  # a dead parent's signals would not reach this process
             end_with_parent()
         if name in ON_ALL_PROCESSES and should_relaunch():
@@ -64,6 +65,14 @@ def should_relaunch() -> bool:
     return Path(default_config_file).exists() or torch.cuda.device_count() > 1
 
 
+def on_several_machines(config: Path) -> bool:
+    """Whether a file of `accelerate config` names several machines, which then have to agree on a port."""
+    import yaml
+
+    content = yaml.safe_load(config.read_text()) if config.exists() else {}
+    return int(content.get("num_machines") or 1) > 1
+
+
 def relaunch() -> None:
     """Replace this process by a launcher, which runs the same stage on several processes."""
     from accelerate.commands.config.config_args import default_config_file
@@ -77,8 +86,8 @@ def relaunch() -> None:
             message = f"launching as configured in {default_config_file}; change it with `accelerate config`"
             print(message, file=sys.stderr, flush=True)
         command = ["accelerate", "launch"]
-        if SLOT in os.environ:
-            command += ["--main_process_port", "0"]  # any free port, since others may be in use by other slots
+        if not on_several_machines(Path(default_config_file)):
+            command += ["--main_process_port", "0"]  # any free port, since another stage may be running here
         if precision := os.environ.get("ACCELERATE_MIXED_PRECISION"):  # which `accelerate launch` would override
             command += ["--mixed_precision", precision]
     os.execvp(command[0], [*command, "-m", "stages", *sys.argv[1:]])

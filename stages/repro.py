@@ -95,6 +95,8 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self.stop)
         loop.add_signal_handler(signal.SIGTERM, self.stop, False)  # make and Slurm may each send one
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(signal.SIGHUP, self.stop, False)  # the terminal is gone
         progress = asyncio.create_task(self._show_progress())
         for phase in phases:
             if not (self.failed or self.stopped):
@@ -200,11 +202,15 @@ def make_slots(jobs: int | None, threads: int | None, gpus: list[str]) -> list[l
 
 
 def find_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    CUDA uses that list up to the first GPU that there is not, such as -1 or NoDevFiles.
+    """
     import torch  # takes seconds, before which params.yaml is checked
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+    count = torch.cuda.device_count()
+    return [str(i) for i in range(count)] if named is None else [name.strip() for name in named.split(",")][:count]
 
 
 def remove_stale_locks(path: Path = Path(".dvc/tmp/rwlock")) -> None:
@@ -214,8 +220,16 @@ def remove_stale_locks(path: Path = Path(".dvc/tmp/rwlock")) -> None:
 
 
 def run_dvc(*command: str) -> bytes:
-    """Run a short command of DVC's; its output."""
-    return subprocess.run(("dvc", *command), check=True, stdout=subprocess.PIPE, preexec_fn=end_with_parent).stdout
+    """Run a short command of DVC's; its output.
+
+    Raises:
+        SystemExit: it failed; with its own message, such as of conflict markers in dvc.lock.
+    """
+    done = subprocess.run(("dvc", *command), capture_output=True, preexec_fn=end_with_parent)
+    if done.returncode:
+        sys.stderr.buffer.write(done.stdout + done.stderr)
+        sys.exit(done.returncode)
+    return done.stdout
 
 
 def main() -> None:
@@ -239,17 +253,16 @@ def main() -> None:
             return
         chosen = None
         if arguments.claims is not None:
-            for run in {*params.analyze.runs} - {*params.trained_runs}:
-                raise ParamsError(f"analyze.runs: {run!r} is not allowed; allowed: entries of runs and arms")
             known = [*params.claims, RATES_CLAIM]
             for name in {*arguments.claims} - {*known}:
                 parser.error(f"argument --claims: {name!r} is none of {', '.join(known)}")
             chosen = arguments.claims or known
+            params.check_claims(name for name in chosen if name != RATES_CLAIM)
             os.environ[CLAIMS] = " ".join(chosen)
         os.environ |= {SLOT: "1", "PYTHONUNBUFFERED": "1"}
         remove_stale_locks()
-        run_dvc("--wait-for-lock", "repro", "--quiet", "--single-item", "code", "source", "tidy")
-        phases = make_phases(params, {*json.loads(run_dvc("status", "--json"))}, chosen)
+        run_dvc("--wait-for-lock", "repro", "--single-item", "code", "source", "tidy")
+        phases = make_phases(params, {*json.loads(run_dvc("--wait-for-lock", "status", "--json"))}, chosen)
         scheduler = Scheduler(make_slots(arguments.jobs, params.compute.threads, find_gpus()))
         asyncio.run(scheduler.run(phases))
         if scheduler.stopped:
@@ -257,8 +270,6 @@ def main() -> None:
         sys.exit(scheduler.failed)
     except ParamsError as error:
         sys.exit(f"params.yaml: {error}")
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
     except KeyboardInterrupt:
         print("\ninterrupted; run again to resume from the last checkpoint", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

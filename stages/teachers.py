@@ -17,9 +17,9 @@ def main(params: Params) -> None:
     """Run the stage."""
     with atomic_write(TEACHERS) as folder:
         for name in (MODEL, *params.trained_runs, *params.rates.names):
-            recipe, target = params.recipe(name), folder / teacher_folder(params, name).name
-            repa, key = recipe.repa, params.key(name) if recipe.run.repa else ""
-            if target.exists() or recipe.run.pretrained is not None:
+            run, repa, target = params.run(name), params.repa_of(name), folder / teacher_folder(params, name).name
+            key = params.key(name) if run.repa else ""
+            if target.exists() or run.pretrained is not None:
                 continue
             target.mkdir(parents=True)
             info = {"teacher": repa.teacher, "random_weights": repa.random_weights, "digest": None}

@@ -114,15 +114,16 @@ def make_evaluate(params: Params, recipe: Recipe, seed: int, accelerator: Accele
 
 
 def stop_signals() -> Callable[[], bool]:
-    """Catch SIGTERM and Ctrl-C, so that training can save first; returns a function: whether there was one."""
+    """Catch SIGTERM, Ctrl-C and hang-ups, so that training can save first; returns whether there was one."""
     received: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, signal.default_int_handler)  # a second one ends training immediately
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, note)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
+            signal.signal(number, note)
     return lambda: bool(received)
 
 

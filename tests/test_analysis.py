@@ -7,6 +7,7 @@ from conftest import TINY
 
 from gat.config import Loss, Optimization
 from gat.data.latents import TrainingBatches
+from gat.data.pixels import decode
 from gat.evaluation.metrics import neighbour_accuracy
 from gat.gan.networks import Discriminator, Generator
 from gat.gan.training import Trainer
@@ -53,7 +54,9 @@ def test_a_block_that_does_nothing_is_seen_to_do_nothing(pipeline):
     generator = pipeline.generator
     z, labels = torch.randn(12, 64), torch.arange(12) % 10
     used = layer_use(generator, pipeline.vae, z, labels, flat)
-    assert all(len(values) == 4 for values in used.values())
+    assert all(len(used[name]) == 4 for name in ("skipped", "cosine", "cka"))
+    images = decode(pipeline.vae, generator(z, labels)).flatten(1).double()
+    assert used["spread"] == pytest.approx(float((images[1:] - images[:-1]).norm(dim=1).mean()), rel=1e-3)
     assert min(used["skipped"]) > 0.01
     assert max(used["cosine"][1:]) < 0.9999
     before = generator(z, labels)

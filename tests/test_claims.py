@@ -55,7 +55,7 @@ MEASURED = Measured(FIDS, CURVES, ANALYSES)
         ("better", "higher", "contradicted", "The reverse holds here: FID"),
         ("worse", "lower", "contradicted", "The reverse holds here: FID"),
         ("better", "lower", "shows", "It holds here: FID"),
-        ("unsure", "higher", "undecided", "3 seeds do not decide it: FID"),
+        ("unsure", "higher", "undecided", "Not decided by 3 seeds: FID"),
     ],
 )
 def test_a_claim_is_judged_by_the_side_on_which_its_ratio_lies(arm, expected, verdict, lead):

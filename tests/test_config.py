@@ -10,7 +10,7 @@ from helpers import changed_params
 
 from gat.config import Loss, Network, Optimization, Params, ParamsError, Repa, load_params
 from stages import parse_training
-from stages.processes import LAUNCHED, SLOT, launched_by_this
+from stages.processes import LAUNCHED, launched_by_this
 
 # What is changed, the key and the value that the error names, and what it allows.
 WRONG = [
@@ -26,8 +26,7 @@ WRONG = [
     ("runs: [S-2, S-2]", "runs: ['S-2', 'S-2']", "each once"),
     ("arms: [S-2]", "arms: 'S-2'", "not in runs"),
     ("arms: [S-3]", "arms: 'S-3'", "entries of study"),
-    ("claims: {teacher: {arm: S-3}}", "claims.teacher.arm: 'S-3'", "entries of runs and arms"),
-    ("claims: {teacher: {measure: cknna, arm: augmented}}", "claims.teacher.arm: 'augmented'", "of analyze.runs"),
+    ("claims: {teacher: {arm: S-3}}", "claims.teacher.arm: 'S-3'", "entries of study"),
     ("claims: {teacher: {expected: better}}", "claims.teacher.expected: 'better'", "'higher' or 'lower'"),
     ("rates: {run: {depth: 2}}", "rates.run.depth: 2", "multiples of loss.levels.count"),
     ("rates: {widths: []}", "rates.widths: []", "at least 1"),
@@ -209,6 +208,20 @@ def test_each_run_is_trained_once_for_each_seed_and_the_model_under_test_once():
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ("runs: [S-2]", "analyze.runs: 'B-2' is not allowed; allowed: entries of runs and arms"),
+        ("arms: []\nanalyze: {runs: []}", "claims.teacher.arm: 'taught' is not allowed; allowed: entries of runs"),
+        ("claims: {teacher: {measure: cknna}}\nanalyze: {runs: []}", "entries of analyze.runs, since its measure is"),
+    ],
+)
+def test_runs_of_claims_are_checked_once_claims_are_tested(changes, message):
+    loaded = params(changes)
+    with pytest.raises(ParamsError, match=message):
+        loaded.check_claims(["teacher"])
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("M-2", "0"), "run: 'M-2' is not allowed; allowed: model, S-2, "),
@@ -244,14 +257,16 @@ def test_unknown_stage_is_named(tmp_path):
     ("environment", "command"),
     [
         ({"GAT_LAUNCH": "echo srun torchrun"}, "srun torchrun"),
-        ({SLOT: "1", "ACCELERATE_MIXED_PRECISION": "bf16"}, "launch --main_process_port 0 --mixed_precision bf16"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "launch --main_process_port 0 --mixed_precision bf16"),
+        ({"machines": "2"}, "launch"),  # which have to agree on a port
     ],
 )
 def test_stage_starts_itself_on_all_processes_with_the_machines_precision(environment, command, tmp_path):
     """Where Accelerate is configured, or by a launcher of another name; a program that prints its arguments here."""
     write(tmp_path)
     (tmp_path / "accelerate").mkdir()
-    (tmp_path / "accelerate/default_config.yaml").touch()
+    machines = environment.get("machines", "1")
+    (tmp_path / "accelerate/default_config.yaml").write_text(f"num_machines: {machines}\nmain_process_port: 29500\n")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/accelerate").symlink_to("/bin/echo")
     environment |= {"HF_HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}

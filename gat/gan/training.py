@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,6 +29,8 @@ from gat.seeds import Purpose, generator_of
 
 LOG_EVERY = 20  # steps over which logged metrics are averaged
 GRADIENTS = ("grad_d", "grad_g")
+PREFETCHED = 2  # batches of each data-loading process that wait to be used, PyTorch's default
+WORKER_SECONDS = 600  # in which a data-loading process must deliver a batch
 GAP_SHARE = 0.1  # fraction of a training, at its end, over which the final gap is averaged
 
 
@@ -407,19 +410,39 @@ def fit(
 
 def _loader(trainer: Trainer, batches: TrainingBatches) -> DataLoader[Batch]:
     """A loader of the batches of all remaining steps."""
+    workers = trainer.compute.workers
+    if workers and (lack := lack_of_shared_memory(batches[trainer.steps_done], workers)):
+        trainer.accelerator.print(f"compute.workers: {lack}; this process loads the data itself")
+        workers = 0
     return DataLoader(
         batches,
         batch_size=None,
         sampler=range(trainer.steps_done, trainer.train.steps),
-        num_workers=trainer.compute.workers,
+        num_workers=workers,
+        timeout=WORKER_SECONDS if workers else 0,
         worker_init_fn=_ignore_signals,
         pin_memory=trainer.accelerator.device.type == "cuda",
     )
 
 
+def lack_of_shared_memory(batch: Batch, workers: int, folder: str = "/dev/shm") -> str | None:
+    """Why data-loading processes cannot pass such batches on: they hold several in shared memory. None if they can."""
+    if not Path(folder).is_dir():
+        return None
+    tensors = [tensor for tensor in batch if isinstance(tensor, Tensor)]
+    needed = sum(tensor.nbytes for tensor in tensors) * (PREFETCHED * workers + 1)
+    free = shutil.disk_usage(folder).free
+    if needed <= free:
+        return None
+    return (
+        f"{workers} processes need {needed / 2**20:.0f} MiB of shared memory, and {folder} has {free / 2**20:.0f} MiB "
+        "(Docker: --shm-size or --ipc=host)"
+    )
+
+
 def _ignore_signals(_: int) -> None:
-    """Ignore Ctrl-C and SIGTERM in a data-loading process; the training process saves, then ends its loaders."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Ignore signals to stop in a data-loading process; the training process saves, then ends its loaders."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -85,7 +85,7 @@ def _row(name: str, claim: Claim, measured: Measured, comparison: Comparison, ve
     lead = {
         "shows": "It holds here:",
         "contradicted": "Equal within ±10% here:" if equal else "The reverse holds here:",
-        "undecided": f"{len(arm)} seeds do not decide it:",
+        "undecided": "Not decided by one seed:" if len(arm) == 1 else f"Not decided by {len(arm)} seeds:",
     }[verdict]
     return {
         "name": name,

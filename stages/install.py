@@ -1,0 +1,71 @@
+"""Installs requirements.lock into .venv, for the Makefile.
+
+python stages/install.py
+
+It needs nothing but Python and pip. Of pip's settings, from pip.conf or the environment, it keeps only those that say
+where packages come from: others would change what is installed (`PIP_CONSTRAINT`) or where (`PIP_USER`, `PIP_TARGET`).
+"""
+
+import ast
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+FOLDER = Path(".venv")
+SOURCES = {
+    *("index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "keyring-provider"),
+    *("cert", "client-cert", "proxy", "timeout", "default-timeout", "retries", "cache-dir", "no-cache-dir"),
+}
+IMPORTED = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "dvc",
+    "dvclive",
+    "cleanfid",
+    "matplotlib",
+)
+
+
+def clean(environment: dict[str, str], settings: str) -> dict[str, str]:
+    """An environment without Python's and pip's variables, but with the sources of packages.
+
+    Args:
+        environment: as it is.
+        settings: what `pip config list` prints: lines such as global.index-url='https://…', or :env:.cert='…'.
+    """
+    kept = {name: value for name, value in environment.items() if not name.startswith(("PIP_", "PYTHON"))}
+    kept["PIP_CONFIG_FILE"] = os.devnull
+    for line in settings.splitlines():
+        key, _, value = line.partition("=")
+        option = key.rpartition(".")[2].replace("_", "-")
+        if option in SOURCES:
+            kept["PIP_" + option.upper().replace("-", "_")] = str(ast.literal_eval(value))
+    return kept
+
+
+def main() -> None:
+    """Command line."""
+    if sys.version_info < (3, 11):  # noqa: UP036 (which comes before all else)
+        sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11")
+    print(f"installing requirements.lock into {FOLDER}, a few minutes the first time", flush=True)
+    venv.create(FOLDER, with_pip=True)
+    python = str(FOLDER / "bin/python")
+    isolated = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    listed = subprocess.run([python, "-m", "pip", "config", "list"], env=isolated, capture_output=True, text=True)
+    environment = clean(dict(os.environ), listed.stdout)
+    install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    try:
+        subprocess.run([*install, "--require-hashes", "-r", "requirements.lock"], check=True, env=environment)
+        subprocess.run([python, "-I", "-c", f"import {', '.join(IMPORTED)}"], check=True)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"the installation failed; `{' '.join(error.cmd)}` ended with {error.returncode}")
+    (FOLDER / "installed").touch()
+
+
+if __name__ == "__main__":
+    main()
