@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from operator import attrgetter
 from os.path import expanduser
 from pathlib import Path
@@ -425,12 +425,8 @@ class Params(_Section):
             _require(name != MODEL, key, name, "other names, since model is the model under test")
             allowed = "letters, digits, - and _, starting with a letter or digit"
             _require(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) is not None, key, name, allowed)
-        for name, samples in self.samples.items():
+        for name in self.samples:
             _require(name not in self.study, "samples", name, "names that are not in study")
-            _require(Path(samples.path).exists(), f"samples.{name}.path", samples.path, "a file or folder that exists")
-        for key in ("data.source", "vae.pretrained", "encoder.pretrained"):
-            _require_file(key, attrgetter(key)(self))
-        _require_file("metrics.reference", self.metrics.reference, ADM_FILES)
         if self.metrics.extractor == "classifier":
             _require(self.metrics.classifier is not None, "metrics.classifier", None, "a recipe")
         self._check_samples("evaluate.samples", self.evaluate.samples)
@@ -473,11 +469,10 @@ class Params(_Section):
         return own if run.pretrained is None else []
 
     def _check_run(self, name: str) -> None:
-        key, (run, loss, train, repa) = self.key(name), self.recipe(name)
+        key, (run, loss, train, _) = self.key(name), self.recipe(name)
         if run.pretrained is not None:
             return
         self._check_samples(f"{key}." * ("eval_samples" in run.train) + "train.eval_samples", train.eval_samples)
-        _require_file(f"{key}." * ("teacher" in run.repa) + "repa.teacher", repa.teacher)
         for where, network in self._networks(name):
             width, heads = network.width, network.head_count
             _require(width % heads == 0, f"{where}.width", width, f"multiples of {where}.heads ({heads})")
@@ -502,6 +497,30 @@ class Params(_Section):
     def rate_trainings(self) -> list[Training]:
         """Trainings of `claims/dvc.yaml` at each of `rates.learning_rates`."""
         return [Training(run, seed) for run in self.rates.names for seed in self.rates.seeds]
+
+    def check_files(self, known: Container[str] = ()) -> None:
+        """Check that files and folders exist.
+
+        Args:
+            known: values that need not exist, such as those from which results were made on another machine.
+
+        Raises:
+            ParamsError: a value that is written as a path, and not known, does not exist.
+        """
+        values = {key: attrgetter(key)(self) for key in ("data.source", "vae.pretrained", "encoder.pretrained")}
+        values |= {
+            f"{self.key(name)}." * bool(self.run(name).repa) + "repa.teacher": self.repa_of(name).teacher
+            for name in (MODEL, *self.trained_runs)
+        }
+        for key, value in values.items():
+            if value is not None and value.startswith((".", "/", "~")) and value not in known:
+                _require(Path(value).exists(), key, value, "a file or folder that exists")
+        for name, samples in self.samples.items():
+            exists = samples.path in known or Path(samples.path).exists()
+            _require(exists, f"samples.{name}.path", samples.path, "a file or folder that exists")
+        reference = self.metrics.reference
+        if reference is not None and reference not in known:
+            _require(Path(reference).exists(), "metrics.reference", reference, f"a file that exists{ADM_FILES}")
 
     def check_claims(self, names: Iterable[str]) -> None:
         """Check that `claims/dvc.yaml` trains and analyzes all that these claims need.
@@ -564,12 +583,6 @@ class Params(_Section):
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:
     if not condition:
         raise ParamsError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
-
-
-def _require_file(key: str, value: str | None, hint: str = "") -> None:
-    """Check that a value written as a path exists; other values are hub ids."""
-    if value is not None and value.startswith((".", "/", "~")):
-        _require(Path(value).exists(), key, value, "a file or folder that exists" + hint)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

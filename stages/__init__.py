@@ -8,11 +8,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gat.config import MODEL, Params, ParamsError, Training
+import yaml
+
+from gat.config import MODEL, Params, ParamsError, Training, load_params
 from gat.study.results import Results
 
 SOURCE = Path("data/source.json")
@@ -68,6 +70,42 @@ def runs_of(params: Params, claims: Iterable[str]) -> tuple[list[str], list[str]
     own = [params.claims[name] for name in claims if name in params.claims]
     runs = dict.fromkeys(run for claim in own for run in (claim.baseline, claim.arm))
     return [*runs], analyzed or [run for run in runs if run in params.analyze.runs]
+
+
+def locked_param(stage: str, key: str) -> Any:
+    """The value of a params key in dvc.lock; None if the stage is not in it."""
+    return _lock().get("stages", {}).get(stage, {}).get("params", {}).get("params.yaml", {}).get(key)
+
+
+def _lock() -> dict[str, Any]:
+    path = Path("dvc.lock")
+    try:
+        return yaml.load(path.read_bytes(), yaml.CSafeLoader) or {} if path.exists() else {}
+    except yaml.YAMLError:  # such as conflict markers, of which DVC says more
+        return {}
+
+
+def load_checked_params() -> Params:
+    """params.yaml, in which every file that is named exists, or results were made from it on another machine.
+
+    Raises:
+        ParamsError: see `gat.config.load_params` and `gat.config.Params.check_files`.
+    """
+    params = load_params()
+    try:
+        params.check_files()
+    except ParamsError:
+        params.check_files(known={*_strings(_lock())})
+    return params
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in nested mappings and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def is_arm(params: Params, run: str) -> bool:

@@ -13,7 +13,8 @@ import signal
 import sys
 from pathlib import Path
 
-from gat.config import ParamsError, load_params
+from gat.config import ParamsError
+from stages import load_checked_params
 from stages.processes import LAUNCHED, PATIENCE_SECONDS, SLOT, end_with_parent, launched_by_this
 
 ON_ONE_PROCESS = (
@@ -29,7 +30,7 @@ def main() -> None:
     if name not in ON_ONE_PROCESS + ON_ALL_PROCESSES:
         sys.exit(f"python -m stages NAME [RUN SEED], with NAME one of {', '.join(ON_ALL_PROCESSES + ON_ONE_PROCESS)}")
     try:
-        params = load_params()
+        params = load_checked_params()
         os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures are the same on every machine
         if SLOT in os.environ or LAUNCHED in os.environ:  # a dead parent's signals would not reach this process
             end_with_parent()

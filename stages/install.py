@@ -61,7 +61,8 @@ def main() -> None:
     install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     try:
         subprocess.run([*install, "--require-hashes", "-r", "requirements.lock"], check=True, env=environment)
-        subprocess.run([python, "-I", "-c", f"import {', '.join(IMPORTED)}"], check=True)
+        imports = [python, "-I", "-c", f"import {', '.join(IMPORTED)}"]
+        subprocess.run(imports, check=True, env=environment | {"MPLBACKEND": "agg"})  # a notebook's is not installed
     except subprocess.CalledProcessError as error:
         sys.exit(f"the installation failed; `{' '.join(error.cmd)}` ended with {error.returncode}")
     (FOLDER / "installed").touch()

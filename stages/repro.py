@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from gat.config import Params, ParamsError, Training, load_params
-from stages import CLAIMS, RATES, RATES_CLAIM, address, is_arm, runs_of
+from gat.config import Params, ParamsError, Training
+from stages import CLAIMS, RATES, RATES_CLAIM, address, is_arm, load_checked_params, runs_of
 from stages.processes import PATIENCE_SECONDS, SLOT, end_with_parent, is_alive
 
 REFRESH_SECONDS, LOG_SECONDS = 0.5, 60  # between two tables on a terminal; elsewhere, between two lines of a job
@@ -247,7 +247,7 @@ def main() -> None:
     if arguments.jobs is not None and arguments.jobs < 1:
         parser.error("argument --jobs: must be at least 1")
     try:
-        params = load_params()
+        params = load_checked_params()
         if arguments.list:
             print(*(" ".join(stages) for stages in training_stages(params, params.trainings)), sep="\n")
             return

@@ -97,14 +97,6 @@ def float64() -> Iterator[None]:
 
 
 @pytest.fixture
-def adm_files(tmp_path, monkeypatch) -> None:
-    """The files of reference statistics that profiles name are where the test runs."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("VIRTUAL_imagenet256_labeled.npz", "VIRTUAL_imagenet512.npz"):
-        (tmp_path / name).touch()
-
-
-@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 

@@ -58,7 +58,6 @@ def by_formula(g: dict, d: dict, samples: int, penalty: bool, shared: bool) -> f
     return samples * ((3 + (not shared)) * forward + of_d + of_g + 3 * head + correlate + mapped) / 1e9
 
 
-@pytest.mark.usefixtures("adm_files")
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_runs_step_is_that_of_the_formula(profile):
     params = Params.model_validate(yaml.safe_load((ROOT / profile).read_text()))

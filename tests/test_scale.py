@@ -144,7 +144,6 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
     assert not list((project.folder / "results/model/curves").iterdir())
 
 
-@pytest.mark.usefixtures("adm_files")
 @pytest.mark.parametrize("profile", PROFILES)
 def test_each_profiles_graph_has_a_stage_for_each_training(profile, tmp_path):
     project = Project.copy(tmp_path / "project", profile)

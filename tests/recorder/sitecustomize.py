@@ -7,7 +7,7 @@ import atexit
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ def record() -> None:
     from gat import config
 
     base, load = config._Section, config.load_params
-    get, check = base.__getattribute__, config.Params.check_latent_size
+    get = base.__getattribute__
     recipe = config.Params.recipe
     keys: dict[int, str] = {}
     read: set[str] = set()
@@ -65,10 +65,13 @@ def record() -> None:
             keys.update(sections(kept[-1], key))
         return made
 
-    def check_unrecorded(params: Any, *size: Any) -> None:  # it may stop a stage, and decides no result
-        before = {*read}
-        check(params, *size)
-        read.intersection_update(before)
+    def unrecorded(check: Callable[..., None]) -> Callable[..., None]:  # it may stop a stage, and decides no result
+        def checked(*arguments: Any, **more: Any) -> None:
+            before = {*read}
+            check(*arguments, **more)
+            read.intersection_update(before)
+
+        return checked
 
     def write() -> None:
         found = sorted(key for key in read if key and not key.startswith("compute"))
@@ -76,7 +79,8 @@ def record() -> None:
 
     base.__getattribute__, base.__iter__ = getattribute, iterate
     config.load_params, config.Params.recipe = load_and_record, recipe_and_record
-    config.Params.check_latent_size = check_unrecorded
+    for name in ("check_files", "check_latent_size"):
+        setattr(config.Params, name, unrecorded(getattr(config.Params, name)))
     atexit.register(write)
 
 
