@@ -629,11 +629,11 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     try:
         content = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))  # YAML 1.2, as DVC writes it
     except OSError as error:
-        raise ParamsError(f"{path}: {error.strerror}; copy one from profiles/") from None
+        raise ParamsError(f"{error.strerror}; copy one from profiles/") from None
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or an invalid date
-        raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ParamsError(f"not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ParamsError(f"{path}: not a mapping of keys to values; copy one from profiles/")
+        raise ParamsError("not a mapping of keys to values; copy one from profiles/")
     try:
         return Params.model_validate(content)
     except ValidationError as error:

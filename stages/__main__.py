@@ -6,6 +6,7 @@ several GPUs or an Accelerate configuration, stages that can use several process
 """
 
 import errno
+import getpass
 import importlib
 import os
 import shlex
@@ -13,7 +14,9 @@ import signal
 import sys
 from pathlib import Path
 
-from gat.config import ParamsError
+import yaml
+
+from gat.config import MODEL, ParamsError
 from stages import load_checked_params
 from stages.processes import LAUNCHED, PATIENCE_SECONDS, SLOT, end_with_parent, launched_by_this
 
@@ -30,8 +33,14 @@ def main() -> None:
     if name not in ON_ONE_PROCESS + ON_ALL_PROCESSES:
         sys.exit(f"python -m stages NAME [RUN SEED], with NAME one of {', '.join(ON_ALL_PROCESSES + ON_ONE_PROCESS)}")
     try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        sys.exit("this user id has no name here, which PyTorch needs; set one: export USER=me")
+    try:
         params = load_checked_params()
         os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures are the same on every machine
+        if missing := missing_deps(name, *sys.argv[2:4]):
+            sys.exit(f"{name}: {missing} is missing; `dvc repro` makes what a stage needs before it runs the stage")
         if SLOT in os.environ or LAUNCHED in os.environ:  # a dead parent's signals would not reach this process
             end_with_parent()
         if name in ON_ALL_PROCESSES and should_relaunch():
@@ -54,6 +63,19 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
 
 
+def missing_deps(name: str, run: str = "", seed: str = "") -> str | None:
+    """The first of a stage's inputs that does not exist; None if all do, or it is not in a graph."""
+    for graph in ("dvc.yaml", "claims/dvc.yaml"):
+        stages = yaml.load(Path(graph).read_bytes(), yaml.CSafeLoader)["stages"] if Path(graph).exists() else {}
+        if stage := stages.get(f"{name}-{MODEL}" if run == MODEL else name):
+            for dep in stage.get("do", stage).get("deps", []):
+                path = dep.replace("${item.run}", run).replace("${item.seed}", seed).replace("${seeds[0]}", seed)
+                if "$" not in path and not Path(path).exists():
+                    return path
+            return None
+    return None
+
+
 def should_relaunch() -> bool:
     """Whether to run on several processes; False in each of those."""
     if "LOCAL_RANK" in os.environ or LAUNCHED in os.environ:
@@ -68,8 +90,6 @@ def should_relaunch() -> bool:
 
 def on_several_machines(config: Path) -> bool:
     """Whether a file of `accelerate config` names several machines, which then have to agree on a port."""
-    import yaml
-
     content = yaml.safe_load(config.read_text()) if config.exists() else {}
     return int(content.get("num_machines") or 1) > 1
 

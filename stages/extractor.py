@@ -3,9 +3,13 @@
 python -m stages extractor
 """
 
-from gat.config import Params
+from pathlib import Path
+
+import numpy as np
+
+from gat.config import Params, ParamsError
 from gat.data.images import Images
-from gat.evaluation.extractor import save_extractor, train_classifier
+from gat.evaluation.extractor import Extractor, save_extractor, train_classifier
 from gat.files import atomic_write
 from gat.runtime import make_accelerator
 from stages import EXTRACTOR, IMAGES
@@ -20,3 +24,19 @@ def main(params: Params) -> None:
         print(f"held-out accuracy {trained.accuracy:.4f}")
     with atomic_write(EXTRACTOR) as folder:
         save_extractor(folder, metrics.extractor, metrics.mode, trained)
+        check(folder)
+
+
+def check(folder: Path) -> None:
+    """Read an extractor and use it, as a download may have been cut short.
+
+    Raises:
+        ParamsError: it cannot be read; the next run downloads it again.
+    """
+    try:
+        Extractor(folder)(np.zeros((1, 32, 32, 3), np.uint8))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ParamsError(
+            f"metrics.extractor: its weights cannot be read ({reason}); run again to download them"
+        ) from None

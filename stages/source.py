@@ -5,18 +5,24 @@ python -m stages source
 DVC cannot depend on a path from params.yaml, so this stage always runs. It reads the names, sizes and times of all
 files, and the content of those that are new since the last time. If its out is unchanged, no other stage reruns. For a
 hub id it reads only the name. Where the files are missing, as in a clone on another machine, the out stays as it is.
+It also checks the configurations of pretrained models.
 """
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from platformdirs import user_cache_path
 
-from gat.config import Params, ParamsError
+from gat.config import MODEL, Params, ParamsError
 from gat.data.fingerprint import fingerprint
+from gat.data.kinds import VAE_FOLDERS, encoder_problem, vae_problem
 from gat.files import write_json
 from stages import ANALYSES, ARMS, SHOWCASE, SOURCE, locked_param
+
+VAE_FILES = [f"{folder}/config.json".lstrip("/") for folder in VAE_FOLDERS]
 
 
 def main(params: Params) -> None:
@@ -24,6 +30,7 @@ def main(params: Params) -> None:
     for folder, runs in ((SHOWCASE, params.runs), (ARMS, params.arms), (ANALYSES, params.analyze.runs)):
         if not runs:  # other stages depend on it
             folder.mkdir(parents=True, exist_ok=True)
+    check_models(params)
     source = params.data.source
     if source.startswith((".", "/", "~")) and not Path(source).exists():
         write_json(SOURCE, last_fingerprint(source))
@@ -31,6 +38,39 @@ def main(params: Params) -> None:
         return
     name = hashlib.blake2b(str(Path(source).absolute()).encode(), digest_size=10).hexdigest()
     write_json(SOURCE, fingerprint(source, user_cache_path("gat-scaling") / f"sources/{name}.arrow"))
+
+
+def check_models(params: Params) -> None:
+    """Check what the configurations of pretrained models say, before anything is computed for hours.
+
+    Raises:
+        ParamsError: a model is of a kind that cannot be used.
+    """
+    encoders = {"encoder.pretrained": params.encoder.pretrained}
+    for run in (MODEL, *params.trained_runs):
+        encoders[f"{params.key(run)}." * bool(params.run(run).repa) + "repa.teacher"] = params.repa_of(run).teacher
+    problems: dict[str, tuple[str, str | None]] = {}
+    for key, name in encoders.items():
+        if name is not None and (config := model_file(name, "config.json")) is not None:
+            problems[key] = name, encoder_problem(config, model_file(name, "preprocessor_config.json"))
+    vae = params.vae.pretrained
+    found = [] if vae is None else [config for file in VAE_FILES if (config := model_file(vae, file)) is not None]
+    if found and all(vae_problem(config) for config in found):
+        problems["vae.pretrained"] = str(vae), vae_problem(found[0])
+    for key, (name, problem) in problems.items():
+        if problem is not None:
+            raise ParamsError(f"{key}: {name!r} {problem}")
+
+
+def model_file(name: str, file: str) -> dict[str, Any] | None:
+    """A JSON file of a model in a folder or, if it can be reached, on a hub; None if it is not there."""
+    path = Path(name) / file
+    if not Path(name).is_dir() and not name.startswith((".", "/", "~", "data/")):
+        try:
+            path = Path(try_to_load_from_cache(name, file) or hf_hub_download(name, file))
+        except Exception:  # no such repository or file, no network, …; the stage that loads the model says which
+            return None
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def last_fingerprint(source: str) -> dict[str, str]:

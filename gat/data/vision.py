@@ -10,21 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gat.config import ParamsError
-
-# Number of tokens before those of the patches, registers not included, by `model_type`; None: a feature map.
-PREFIX = {
-    "clip_vision_model": 1,
-    "deit": 2,
-    "dinov2": 1,
-    "dinov2_with_registers": 1,
-    "dinov3_vit": 1,
-    "ijepa": 0,
-    "resnet": None,
-    "siglip_vision_model": 0,
-    "vit": 1,
-    "vit_mae": 1,
-}
-OF_IMAGES_AND_TEXTS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}  # classes of their part for images
+from gat.data.kinds import OF_IMAGES_AND_TEXTS, PREFIX, encoder_problem
 
 
 class VisionModel:
@@ -127,14 +113,13 @@ def fetch_vision_model(name: str, folder: Path, key: str, random_weights: bool =
         raise refuse("has no config.json; allowed: a model in transformers' format")
     config = AutoConfig.from_pretrained(name)
     kind = config.model_type
-    if kind not in PREFIX and kind not in OF_IMAGES_AND_TEXTS:
-        raise refuse(f"is a {kind}; allowed: {', '.join(sorted({*PREFIX, *OF_IMAGES_AND_TEXTS}))}")
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:
-        raise refuse("has no preprocessor_config.json, which says how its images are normalized") from None
-    if missing := {"image_mean", "image_std"} - settings.keys():
-        raise refuse(f"has no {' and '.join(sorted(missing))} for its images in preprocessor_config.json")
+        settings = None
+    problem = encoder_problem(config.to_dict(), settings)
+    if problem is not None or settings is None:
+        raise refuse(str(problem))
     if random_weights:
         part = getattr(config, "vision_config", config) if kind in OF_IMAGES_AND_TEXTS else config
         with torch.random.fork_rng():

@@ -413,7 +413,7 @@ if (live) {
     requestAnimationFrame(step);
   });
   whenSeen(byId("live-canvas"), () => load().catch((error) => {
-    status.textContent = `This browser cannot run the generator: ${error.message}`;
+    status.textContent = `The generator cannot run here: the browser, or the policy of the site that shows this page, does not allow it (${error.message}).`;
   }));
 }
 
