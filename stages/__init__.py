@@ -26,6 +26,7 @@ ENCODER = Path("data/encoder")
 REFERENCE = Path("data/reference.npz")
 STATISTICS = Path("data/statistics")  # of reals in other features than the reference's
 FLOORS, REALS = Path("data/floors.json"), Path("data/reals.png")
+WANTED_TEACHERS = Path("data/teachers.json")
 TEACHERS = Path("data/teachers")  # a folder for each run, and RATES
 VAE = Path("data/vae")
 LATENTS = Path("data/latents")

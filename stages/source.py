@@ -1,4 +1,4 @@
-"""Fingerprint of the files in data.source: data.source -> data/source.json.
+"""Fingerprint of the files in data.source, and each run's teacher: params.yaml -> data/source.json, data/teachers.json.
 
 python -m stages source
 
@@ -20,7 +20,7 @@ from gat.config import MODEL, Params, ParamsError
 from gat.data.fingerprint import fingerprint
 from gat.data.kinds import VAE_FOLDERS, encoder_problem, vae_problem
 from gat.files import write_json
-from stages import ANALYSES, ARMS, SHOWCASE, SOURCE, locked_param
+from stages import ANALYSES, ARMS, SHOWCASE, SOURCE, WANTED_TEACHERS, locked_param, teacher_folder
 
 VAE_FILES = [f"{folder}/config.json".lstrip("/") for folder in VAE_FOLDERS]
 
@@ -31,6 +31,7 @@ def main(params: Params) -> None:
         if not runs:  # other stages depend on it
             folder.mkdir(parents=True, exist_ok=True)
     check_models(params)
+    write_json(WANTED_TEACHERS, teachers(params))
     source = params.data.source
     if source.startswith((".", "/", "~")) and not Path(source).exists():
         write_json(SOURCE, last_fingerprint(source))
@@ -40,6 +41,19 @@ def main(params: Params) -> None:
     write_json(SOURCE, fingerprint(source, user_cache_path("gat-scaling") / f"sources/{name}.arrow"))
 
 
+def teachers(params: Params) -> dict[str, dict[str, Any]]:
+    """Each run's teacher and the key of params.yaml that names it, by the name of its folder in data/teachers."""
+    wanted = {}
+    for run in (MODEL, *params.trained_runs, *params.rates.names):
+        repa, pretrained = params.repa_of(run), params.run(run).pretrained is not None
+        wanted[teacher_folder(params, run).name] = {
+            "teacher": None if pretrained else repa.teacher,
+            "random_weights": repa.random_weights,
+            "key": f"{params.key(run)}." * bool(params.run(run).repa) + "repa.teacher",
+        }
+    return wanted
+
+
 def check_models(params: Params) -> None:
     """Check what the configurations of pretrained models say, before anything is computed for hours.
 
@@ -47,8 +61,7 @@ def check_models(params: Params) -> None:
         ParamsError: a model is of a kind that cannot be used.
     """
     encoders = {"encoder.pretrained": params.encoder.pretrained}
-    for run in (MODEL, *params.trained_runs):
-        encoders[f"{params.key(run)}." * bool(params.run(run).repa) + "repa.teacher"] = params.repa_of(run).teacher
+    encoders |= {own["key"]: own["teacher"] for own in teachers(params).values()}
     problems: dict[str, tuple[str, str | None]] = {}
     for key, name in encoders.items():
         if name is not None and (config := model_file(name, "config.json")) is not None:

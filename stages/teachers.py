@@ -1,4 +1,4 @@
-"""The teacher of each run: params.yaml, data/encoder -> data/teachers/RUN.
+"""The teacher of each run: data/teachers.json, data/encoder -> data/teachers/RUN.
 
 python -m stages teachers
 
@@ -6,25 +6,25 @@ Each folder has teacher.json, and a model in transformers' format if the run has
 """
 
 import hashlib
+import json
+from typing import Any
 
-from gat.config import MODEL, Params
+from gat.config import Params
 from gat.data.vision import fetch_vision_model
 from gat.files import atomic_write, write_json
-from stages import TEACHERS, teacher_folder
+from stages import TEACHERS, WANTED_TEACHERS
 
 
-def main(params: Params) -> None:
+def main(_: Params) -> None:
     """Run the stage."""
+    wanted: dict[str, dict[str, Any]] = json.loads(WANTED_TEACHERS.read_text())
     with atomic_write(TEACHERS) as folder:
-        for name in (MODEL, *params.trained_runs, *params.rates.names):
-            run, repa, target = params.run(name), params.repa_of(name), folder / teacher_folder(params, name).name
-            key = params.key(name) if run.repa else ""
-            if target.exists() or run.pretrained is not None:
-                continue
+        for run, info in wanted.items():
+            target, key = folder / run, info.pop("key")
             target.mkdir(parents=True)
-            info = {"teacher": repa.teacher, "random_weights": repa.random_weights, "digest": None}
-            if repa.teacher is not None:
-                fetch_vision_model(repa.teacher, target, f"{key}.repa.teacher".lstrip("."), repa.random_weights)
+            digest = None
+            if info["teacher"] is not None:
+                fetch_vision_model(info["teacher"], target, key, info["random_weights"])
                 with (target / "model.safetensors").open("rb") as file:
-                    info["digest"] = hashlib.file_digest(file, "blake2b").hexdigest()
-            write_json(target / "teacher.json", info)
+                    digest = hashlib.file_digest(file, "blake2b").hexdigest()
+            write_json(target / "teacher.json", info | {"digest": digest})

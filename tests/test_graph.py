@@ -45,7 +45,7 @@ def test_repro_runs_every_stage_and_says_how_long_each_took(finished):
     output = (finished.folder / "output.txt").read_text()
     assert [line for line in output.splitlines() if re.match(r"(model|images|B-4-0): \d+ s$", line)]
     stages = ["source", "code", "tidy", "images", "extractor", "reference", "encoder", "statistics", "vae", "latents"]
-    stages += ["floors", "samples@noise", "report", *stages_of("train", "evaluate", "package"), *SHOWCASES]
+    stages += ["teachers", "floors", "samples@noise", "report", *stages_of("train", "evaluate", "package"), *SHOWCASES]
     locked = yaml.safe_load((finished.folder / "dvc.lock").read_text())["stages"]
     assert sorted(locked) == sorted(stages)
 
@@ -232,6 +232,31 @@ def test_a_second_clone_pulls_and_redraws_the_same_report(project, tmp_path):
     assert {*before} == {*KEPT, "index.html"}
     assert ran(second.type("dvc", "repro", "--force", "--single-item", "report").stdout) == ["report"]
     assert reports(second) == before
+
+
+def test_in_continuous_integration_nothing_runs_and_reports_stay(project, tmp_path):
+    """By DVC's recipe for it, in a clone that has neither data nor results."""
+    first = project.duplicate(tmp_path / "first")
+    first.type("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
+    first.type("dvc", "push")
+    second = clone(first, tmp_path / "second", tmp_path / "store")
+    assert ran(second.type("dvc", "repro", "--pull", "--allow-missing").stdout) == []
+    assert {path.name for path in (second.folder / "reports").glob("*.*")} >= {*KEPT}
+    assert second.type("git", "status", "--porcelain", "reports").stdout == ""
+
+
+def test_images_of_another_machine_are_not_asked_for(project, tmp_path):
+    """As in a clone whose dvc.lock names a folder that is not here."""
+    second = project.duplicate(tmp_path / "second")
+    second.set("data.source", "/mnt/first/images")
+    lock = second.folder / "dvc.lock"
+    lock.write_text(lock.read_text().replace("data.source: mnist5k", "data.source: /mnt/first/images"))
+    assert ran(second.type("dvc", "repro", "source").stdout) == []
+    assert second.would_run() == ["report"]  # it shows params.yaml
+    second.set("data.source", "/mnt/second/images")
+    done = second.type("dvc", "repro", "source", check=False)
+    assert done.returncode != 0
+    assert "data.source: '/mnt/second/images' is not allowed; allowed: a file or folder that exists" in done.stderr
 
 
 @pytest.mark.thorough

@@ -21,7 +21,7 @@ def fetch_vae(name: str, folder: Path, key: str = "vae.pretrained") -> None:
     """
     from diffusers import AutoencoderKL
 
-    reasons = []
+    reasons: list[str] = []
     for subfolder in VAE_FOLDERS:
         for variant in (None, "fp16"):
             try:
