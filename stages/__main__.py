@@ -40,7 +40,7 @@ def main() -> None:
         params = load_checked_params()
         os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures are the same on every machine
         if missing := missing_deps(name, *sys.argv[2:4]):
-            sys.exit(f"{name}: {missing} is missing; `dvc repro` makes what a stage needs before it runs the stage")
+            sys.exit(f"{name}: {missing} is missing; `dvc repro` makes what a stage needs before it runs it")
         if SLOT in os.environ or LAUNCHED in os.environ:  # a dead parent's signals would not reach this process
             end_with_parent()
         if name in ON_ALL_PROCESSES and should_relaunch():
@@ -64,16 +64,18 @@ def main() -> None:
 
 
 def missing_deps(name: str, run: str = "", seed: str = "") -> str | None:
-    """The first of a stage's inputs that does not exist; None if all do, or it is not in a graph."""
-    for graph in ("dvc.yaml", "claims/dvc.yaml"):
-        stages = yaml.load(Path(graph).read_bytes(), yaml.CSafeLoader)["stages"] if Path(graph).exists() else {}
-        if stage := stages.get(f"{name}-{MODEL}" if run == MODEL else name):
-            for dep in stage.get("do", stage).get("deps", []):
-                path = dep.replace("${item.run}", run).replace("${item.seed}", seed).replace("${seeds[0]}", seed)
-                if "$" not in path and not Path(path).exists():
-                    return path
-            return None
-    return None
+    """An input that does not exist, of a stage that is typed; None if all do. DVC checks those that it runs."""
+    found: list[list[str]] = []  # of each stage of this name in the graphs
+    for graph in (Path("dvc.yaml"), Path("claims/dvc.yaml")):
+        stages = yaml.load(graph.read_bytes(), yaml.CSafeLoader)["stages"] if graph.exists() else {}
+        for stage in (stages[own] for own in (name, f"{name}-{MODEL}", f"{name}-rates") if own in stages):
+            deps = stage.get("do", stage).get("deps", [])
+            named = [
+                dep.replace("${item.run}", run).replace("${item.seed}", seed).replace("${seeds[0]}", seed)
+                for dep in deps
+            ]
+            found.append([path for path in named if "$" not in path and not Path(path).exists()])
+    return None if "DVC_STAGE" in os.environ or not all(found) else min(found, key=len)[0] if found else None
 
 
 def should_relaunch() -> bool:

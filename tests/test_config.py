@@ -296,3 +296,32 @@ def test_a_process_whose_launcher_is_dead_ends_instead_of_waiting_for_it(tmp_pat
         done = run_stage(tmp_path, "stages", "source", **{LAUNCHED: launcher})
         assert done.returncode == code, done.stderr
         assert ("killed" in done.stderr) == (code == 1)
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [
+        (("images",), "data/code/images"),
+        (("train", "S-2", "0"), "data/code/train"),
+        (("train", "model"), "data/code/train"),
+        (("evaluate", "augmented", "0"), "data/code/evaluate"),
+        (("train", "16-0.0021", "0"), "data/code/train"),
+    ],
+)
+def test_an_input_that_a_typed_stage_lacks_is_named_in_one_line(command, missing, tmp_path):
+    write(tmp_path)
+    for name in ("dvc.yaml", "claims/dvc.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    done = run_stage(tmp_path, "stages", *command)
+    assert done.returncode == 1
+    assert done.stderr == f"{command[0]}: {missing} is missing; `dvc repro` makes what a stage needs before it runs it\n"
+
+
+def test_a_user_without_a_name_is_told_what_to_set(tmp_path):
+    """As in a container that runs with a user id of its own."""
+    write(tmp_path)
+    (tmp_path / "getpass.py").write_text("def getuser():\n    raise KeyError('uid not found')\n")
+    done = run_stage(tmp_path, "stages", "images")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "export USER=" in done.stderr

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from project import Project
 
-from stages.repro import Job, make_slots
+from stages.repro import Job, find_gpus, make_slots
 
 DVC = """#!/bin/sh
 for name; do :; done
@@ -68,3 +70,40 @@ def test_status_is_the_last_state_of_a_progress_bar():
     output = "start\n\rtrain:  0%|  | 0/9\rtrain: 50%|█ | 4/9 [00:01<00:01]"
     job = Job(["train@S-2-0"], output=output.encode())
     assert (job.name, job.lines[0], job.status) == ("S-2-0", "start", "train: 50% 4/9 [00:01<00:01]")
+
+
+@pytest.mark.parametrize(
+    ("named", "there", "gpus"),
+    [
+        (None, 2, ["0", "1"]),
+        ("1", 1, ["1"]),
+        ("GPU-a, GPU-b", 2, ["GPU-a", "GPU-b"]),
+        ("0,7", 1, ["0"]),  # CUDA uses the list up to the first that there is not
+        ("-1", 0, []),
+        ("NoDevFiles", 0, []),
+        ("", 0, []),
+    ],
+)
+def test_gpus_are_those_that_there_are(named, there, gpus, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: there)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert find_gpus() == gpus
+
+
+BROKEN = {
+    "conflict markers": (lambda folder: (folder / "dvc.lock").write_text("<<<<<<< HEAD\n"), "dvc.lock"),
+    "a broken graph": (lambda folder: (folder / "dvc.yaml").write_text("stages: ["), "dvc.yaml"),
+    "no git": (lambda folder: shutil.rmtree(folder / ".git"), "git"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), BROKEN.values(), ids=BROKEN)
+def test_what_dvc_says_is_shown(change, said, tmp_path):
+    project = Project.copy(tmp_path / "project", "smoke.yaml")
+    change(project.folder)
+    done = project.type("python", "-m", "stages.repro", check=False)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

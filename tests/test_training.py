@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from gat.evaluation.sampling import Sampler, save_npz
 from gat.gan.networks import Discriminator, Generator
 from gat.gan.optim import width_aware_learning_rate
 from gat.gan.repa import Teacher
-from gat.gan.training import Trainer, final_gap, fit
+from gat.gan.training import Trainer, final_gap, fit, lack_of_shared_memory
 from gat.release.pipeline import GATPipeline
 from gat.runtime import make_accelerator
 from gat.seeds import Purpose, seed_of
@@ -300,3 +301,18 @@ if __name__ == "__main__":  # one of two processes
     distributed = Accelerator(cpu=True)
     assert distributed.num_processes == 2
     everything(Path(sys.argv[1]), Path(sys.argv[2]), distributed)
+
+
+def test_data_loading_processes_need_shared_memory(accelerator, latents, tmp_path, monkeypatch, capsys):
+    """With too little of it, as in Docker by default, the training loads its data itself, and says so."""
+    compute = Compute(workers=2)
+    trainer, batches = make_trainer(accelerator, latents, compute=compute, steps=2)
+    batch = batches[0]
+    size = sum(tensor.nbytes for tensor in batch if tensor is not None)
+    for free, enough in ((5 * size, True), (5 * size - 1, False)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert (lack_of_shared_memory(batch, 2, str(tmp_path)) is None) == enough
+    assert lack_of_shared_memory(batch, 2, str(tmp_path / "nowhere")) is None
+    fit(trainer, batches)
+    if Path("/dev/shm").is_dir():
+        assert "compute.workers: 2 processes need" in capsys.readouterr().out
