@@ -315,7 +315,8 @@ def test_an_input_that_a_typed_stage_lacks_is_named_in_one_line(command, missing
         (tmp_path / name).write_text((ROOT / name).read_text())
     done = run_stage(tmp_path, "stages", *command)
     assert done.returncode == 1
-    assert done.stderr == f"{command[0]}: {missing} is missing; `dvc repro` makes what a stage needs before it runs it\n"
+    makes = "`dvc repro` makes what a stage needs before it runs it"
+    assert done.stderr == f"{command[0]}: {missing} is missing; {makes}\n"
 
 
 def test_a_user_without_a_name_is_told_what_to_set(tmp_path):
