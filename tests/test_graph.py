@@ -217,7 +217,7 @@ def clone(project: Project, folder: Path, store: Path) -> Project:
 
 
 def test_a_second_clone_pulls_and_redraws_the_same_report(project, tmp_path):
-    """Without training; also once a run was removed, whose results the second clone never had."""
+    """Without training, whatever its user has set for figures; also once a run was removed, which it never had."""
     first = project.duplicate(tmp_path / "first")
     first.type("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
     first.replace(runs=["S-2", "B-2"])
@@ -230,6 +230,8 @@ def test_a_second_clone_pulls_and_redraws_the_same_report(project, tmp_path):
     assert second.would_run() == []
     before = reports(second)
     assert {*before} == {*KEPT, "index.html"}
+    (tmp_path / "matplotlibrc").write_text("savefig.dpi: 30\nfont.size: 20\n")
+    second.env |= {"MPLBACKEND": "module://of.a_notebook", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
     assert ran(second.type("dvc", "repro", "--force", "--single-item", "report").stdout) == ["report"]
     assert reports(second) == before
 

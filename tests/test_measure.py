@@ -10,6 +10,7 @@ from cleanfid.inception_torchscript import InceptionV3W
 from scipy.ndimage import map_coordinates
 from torch import Tensor, nn
 
+from gat.config import ParamsError
 from gat.data.images import Images
 from gat.evaluation.encoder import train_encoder
 from gat.evaluation.extractor import save_extractor
@@ -17,6 +18,7 @@ from gat.evaluation.fid import fid
 from gat.evaluation.inception import SIDE, InceptionOutputs, inception_score, split, tensorflow_resize
 from gat.evaluation.measure import Measure, References
 from gat.report.columns import METRICS
+from stages.extractor import check
 
 CLASSES = 6
 
@@ -152,3 +154,13 @@ def test_references_come_back_from_their_files(digits, folder, encoder, tmp_path
     assert np.array_equal(loaded.main.labels, digits.labels[:60])
     assert dataclasses.replace(loaded.encoder, features=None).features is None
     assert fid(features.encoder, loaded.encoder) == pytest.approx(0, abs=1e-3)
+
+
+def test_weights_of_a_download_that_was_cut_short_are_no_extractor(tmp_path, monkeypatch):
+    def cut(folder: str) -> None:
+        (Path(folder) / "inception-2015-12-05.pt").write_bytes(b"PK\x03\x04 and no more")
+
+    monkeypatch.setattr("gat.evaluation.extractor.check_download_inception", cut)
+    save_extractor(tmp_path / "extractor", "inception", "clean")
+    with pytest.raises(ParamsError, match=r"^metrics\.extractor: its weights cannot be read .* run again to download"):
+        check(tmp_path / "extractor")
