@@ -39,7 +39,7 @@ def main() -> None:
     try:
         params = load_checked_params()
         os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures are the same on every machine
-        if missing := missing_deps(name, *sys.argv[2:4]):
+        if "DVC_STAGE" not in os.environ and (missing := missing_deps(name, *sys.argv[2:4])):
             sys.exit(f"{name}: {missing} is missing; `dvc repro` makes what a stage needs before it runs it")
         if SLOT in os.environ or LAUNCHED in os.environ:  # a dead parent's signals would not reach this process
             end_with_parent()
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def missing_deps(name: str, run: str = "", seed: str = "") -> str | None:
-    """An input that does not exist, of a stage that is typed; None if all do. DVC checks those that it runs."""
+    """An input that does not exist, of a stage that is typed, not run by DVC, which checks this; None if all do."""
     found: list[list[str]] = []  # of each stage of this name in the graphs
     for graph in (Path("dvc.yaml"), Path("claims/dvc.yaml")):
         stages = yaml.load(graph.read_bytes(), yaml.CSafeLoader)["stages"] if graph.exists() else {}
@@ -75,7 +75,7 @@ def missing_deps(name: str, run: str = "", seed: str = "") -> str | None:
                 for dep in deps
             ]
             found.append([path for path in named if "$" not in path and not Path(path).exists()])
-    return None if "DVC_STAGE" in os.environ or not all(found) else min(found, key=len)[0] if found else None
+    return min(found, key=len)[0] if found and all(found) else None
 
 
 def should_relaunch() -> bool:

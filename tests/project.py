@@ -27,6 +27,12 @@ SOURCES = (
     "profiles",
 )
 
+ALWAYS = ("source", "code")  # stages that always run
+SHARED = (  # those that all trainings share
+    *("tidy", "images", "extractor", "reference", "encoder", "teachers", "statistics", "vae", "latents"),
+    *("floors", "report"),
+)
+
 
 class Project:
     """A copy of the project in which commands are typed."""

@@ -18,7 +18,7 @@ import yaml
 from conftest import ROOT
 from huggingface_hub import ModelCard
 from PIL import Image
-from project import Project, ran, wait_for_end, without_commit
+from project import ALWAYS, SHARED, Project, ran, wait_for_end, without_commit
 
 from gat.release.pipeline import GATPipeline
 from gat.report.columns import METRICS
@@ -44,8 +44,7 @@ def stages_of(*names: str) -> list[str]:
 def test_repro_runs_every_stage_and_says_how_long_each_took(finished):
     output = (finished.folder / "output.txt").read_text()
     assert [line for line in output.splitlines() if re.match(r"(model|images|B-4-0): \d+ s$", line)]
-    stages = ["source", "code", "tidy", "images", "extractor", "reference", "encoder", "statistics", "vae", "latents"]
-    stages += ["teachers", "floors", "samples@noise", "report", *stages_of("train", "evaluate", "package"), *SHOWCASES]
+    stages = [*ALWAYS, *SHARED, "samples@noise", *stages_of("train", "evaluate", "package"), *SHOWCASES]
     locked = yaml.safe_load((finished.folder / "dvc.lock").read_text())["stages"]
     assert sorted(locked) == sorted(stages)
 

@@ -16,7 +16,7 @@ from conftest import ROOT
 from diffusers import AutoencoderKL
 from dvc.repo import Repo
 from helpers import on_two_processes
-from project import Project, ran
+from project import ALWAYS, SHARED, Project, ran
 from sklearn.datasets import load_sample_images
 from transformers import Dinov2Config, Dinov2Model
 from transformers.image_processing_base import ImageProcessingMixin
@@ -96,20 +96,7 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
         runs=[],
     )
     done = project.type("dvc", "repro")
-    stages = [
-        "tidy",
-        "images",
-        "extractor",
-        "reference",
-        "encoder",
-        "teachers",
-        "statistics",
-        "vae",
-        "latents",
-        "floors",
-        "report",
-    ]
-    stages += ["train-model", "evaluate-model", "package-model"]
+    stages = [*SHARED, "train-model", "evaluate-model", "package-model"]
     assert sorted(ran(done.stdout)) == sorted(stages)
     assert "class-1/999.jpg" in done.stdout
     images, latents = Images(project.folder / "data/images"), Latents(project.folder / "data/latents")
@@ -153,20 +140,7 @@ def test_each_profiles_graph_has_a_stage_for_each_training(profile, tmp_path):
     params = load_params(project.folder / "params.yaml")
     with chdir(project.folder), Repo() as repo:
         names = {stage.addressing for stage in repo.index.stages}
-    stages = [
-        "code",
-        "source",
-        "tidy",
-        "images",
-        "extractor",
-        "reference",
-        "encoder",
-        "teachers",
-        "statistics",
-        "vae",
-        "latents",
-    ]
-    stages += ["floors", "report"]
+    stages = [*ALWAYS, *SHARED]
     stages += [training.stage(stage) for stage in ("train", "evaluate", "package") for training in params.trainings]
     stages += [f"showcase@{run}" for run in params.runs]
     assert {name for name in names if "/" not in name} == {*stages}

@@ -193,11 +193,8 @@ def _load_image_folder(folder: Path, split: str, label_column: str | None) -> So
     if label_column is None:
         labels: list[Any] = ["all"] * len(images)
     elif metadata is not None:
-        if missing := metadata.keys() - {*images}:
-            raise ParamsError(f"data.label_column: the metadata name {min(missing)!r}, which is no image in {folder}")
-        left_out = left_out + [f"{name!r}: not in the metadata" for name in images if name not in metadata]
-        images = [name for name in images if name in metadata]
-        labels = [metadata[name] for name in images]
+        images, labels, unlisted = _listed(images, metadata, folder)
+        left_out = left_out + unlisted
     elif label_column != FOLDER_LABEL:
         raise ParamsError(
             f"data.label_column: {label_column!r} is not a column of metadata in {folder}; {FOLDER_LABEL}: class "
@@ -279,6 +276,15 @@ def _read_metadata(folder: Path, label_column: str) -> dict[str, Any] | None:
     return None
 
 
+def _listed(images: list[str], metadata: dict[str, Any], where: Path) -> tuple[list[str], list[Any], list[str]]:
+    """The images that metadata list, their labels, and a line on each other image."""
+    if missing := metadata.keys() - {*images}:
+        raise ParamsError(f"data.label_column: the metadata name {min(missing)!r}, which is no image in {where}")
+    listed = [name for name in images if name in metadata]
+    others = [f"{name!r}: not in the metadata" for name in images if name not in metadata]
+    return listed, [metadata[name] for name in listed], others
+
+
 def _read_dataset_json(content: bytes, where: Path) -> dict[str, Any] | None:
     """Labels by file name of dataset_tool.py, {"labels": [["00000/img00000000.png", 6], …]}; None: another file.
 
@@ -347,11 +353,8 @@ def _load_zip(path: Path, split: str, label_column: str | None) -> Source:
     if label_column is None:
         labels: list[Any] = ["all"] * len(images)
     elif numbers is not None:
-        if missing := numbers.keys() - {*images}:
-            raise ParamsError(f"data.label_column: {DATASET_TOOL} names {min(missing)!r}, which is no image in {path}")
-        left_out += [f"{name!r}: not in {DATASET_TOOL}" for name in images if name not in numbers]
-        images = [name for name in images if name in numbers]
-        labels = [numbers[name] for name in images]
+        images, labels, unlisted = _listed(images, numbers, path)
+        left_out += unlisted
     else:
         labels = [Path(name).parts[0] if "/" in name else None for name in images]
         if None in labels or len({*labels}) == 1:
