@@ -48,6 +48,12 @@ def clean(environment: dict[str, str], settings: str) -> dict[str, str]:
     return kept
 
 
+def is_writable(folder: Path) -> bool:
+    """Whether files can be written in a folder, or in the one in which it would be made."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    return os.access(existing, os.W_OK)
+
+
 def main() -> None:
     """Command line."""
     if sys.version_info < (3, 11):  # noqa: UP036 (which comes before all else)
@@ -58,6 +64,9 @@ def main() -> None:
     isolated = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     listed = subprocess.run([python, "-m", "pip", "config", "list"], env=isolated, capture_output=True, text=True)
     environment = clean(dict(os.environ), listed.stdout)
+    cache = subprocess.run([python, "-m", "pip", "cache", "dir"], env=environment, capture_output=True, text=True)
+    if not is_writable(Path(cache.stdout.strip())):  # pip could not keep the packages that it builds
+        environment["PIP_NO_CACHE_DIR"] = "1"
     install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     try:
         subprocess.run([*install, "--require-hashes", "-r", "requirements.lock"], check=True, env=environment)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from stages.install import clean
+from stages.install import clean, is_writable
 
 SETTINGS = """\
 :env:.user='1'
@@ -28,6 +28,13 @@ def test_sources_of_packages_are_kept_and_all_else_is_dropped():
         "PIP_FIND_LINKS": "/wheels",
         "PIP_EXTRA_INDEX_URL": "https://one.example\nhttps://two.example",
     }
+
+
+def test_a_cache_in_a_folder_that_cannot_be_written_is_not_used(tmp_path, monkeypatch):
+    """Asked of the nearest folder that exists. A test that runs as root cannot make one that it may not write to."""
+    assert is_writable(tmp_path / "cache/pip")
+    monkeypatch.setattr("os.access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    assert not is_writable(tmp_path / "cache/pip")
 
 
 def test_an_environment_is_marked_only_if_its_packages_import(tmp_path):
