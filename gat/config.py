@@ -333,13 +333,14 @@ class Compute(_Section):
     """Settings of speed and memory, which change results only by rounding; dvc.yaml does not depend on them."""
 
     threads: PositiveInt | None = None
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
-    micro_batch: PositiveInt | None = None
+    micro_batch: PositiveInt | Literal["auto"] | None = None
     vae_batch: PositiveInt = 64
     sample_batch: PositiveInt = 64
     workers: NonNegativeInt = 0
-    save_every: PositiveInt = 1000
+    save_minutes: NonNegativeFloat = 10.0
 
 
 class Report(_Section):

@@ -7,16 +7,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+import torch.distributed as dist
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from accelerate.utils import GradientAccumulationPlugin
 
-from gat.config import Compute
+from gat.config import Compute, ParamsError
 from gat.files import atomic_write, lock
 
-PROCESS_GROUP_TIMEOUT = timedelta(days=1)  # processes may wait for one that downloads ImageNet
+COLLECTIVE_TIMEOUT = timedelta(minutes=15)  # after which processes that wait for another one's share of a sum give up
+PATIENCE = timedelta(days=1)  # for a process that downloads ImageNet, or for another program's training
+PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # names in params.yaml and in Accelerate
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
@@ -27,30 +31,45 @@ def cores() -> int:
     return max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def make_accelerator(compute: Compute = Compute(), mixed_precision: str | None = None) -> Accelerator:  # noqa: B008
-    """An Accelerator with the machine's own configuration; with TF32 on GPUs.
+def make_accelerator(compute: Compute = Compute(), precision: str | None = None) -> Accelerator:  # noqa: B008 (frozen)
+    """An Accelerator for this machine; with TF32 on GPUs. Precision is a setting of params.yaml, not of Accelerate.
 
     PyTorch uses `compute.threads` threads or, if that is null, this process's share of the cores.
 
     Args:
-        compute: frozen.
-        mixed_precision: `no`, `bf16` or `fp16` in place of the machine's own.
+        compute: as in params.yaml.
+        precision: in place of `compute.precision`.
+
+    Raises:
+        ParamsError: see `choose_precision`.
     """
     torch.set_float32_matmul_precision("high")
     torch.set_num_threads(compute.threads or cores())
-    if not torch.cuda.is_available():
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
         keep_memory()
-    handlers = [
-        DistributedDataParallelKwargs(broadcast_buffers=False),
-        InitProcessGroupKwargs(timeout=PROCESS_GROUP_TIMEOUT),
-    ]
     return Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision=mixed_precision,
-        kwargs_handlers=handlers,
+        cpu=on_cpu,
+        mixed_precision=PRECISIONS[choose_precision(precision or compute.precision)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
         # The trainer accumulates itself; ACCELERATE_GRADIENT_ACCUMULATION_STEPS would scale its losses again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
+
+
+def choose_precision(wanted: str) -> str:
+    """`bf16` or `fp32`; `auto` is bf16 on GPUs that compute in it.
+
+    Raises:
+        ParamsError: this GPU does not compute in bf16.
+    """
+    on_gpu = torch.cuda.is_available()
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted == "auto":
+        return "bf16" if has_bf16 else "fp32"
+    if wanted == "bf16" and on_gpu and not has_bf16:
+        raise ParamsError(f"compute.precision: {torch.cuda.get_device_name()} has no bf16; allowed: fp32, auto")
+    return wanted
 
 
 def keep_memory() -> None:
@@ -65,20 +84,43 @@ def keep_memory() -> None:
             libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
+@cache
+def _host_group() -> dist.ProcessGroup:
+    """All processes, for what they agree on without their GPUs."""
+    group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def wait_for_everyone() -> None:
+    """Wait until all processes are here, for up to a day."""
+    if PartialState().num_processes > 1:
+        dist.monitored_barrier(_host_group(), timeout=PATIENCE)
+
+
+def any_process(*conditions: bool) -> list[bool]:
+    """For each condition, whether it is true on any process. Does not wait for GPUs."""
+    if PartialState().num_processes == 1:
+        return list(conditions)
+    flags = torch.tensor(conditions, dtype=torch.int32)
+    dist.all_reduce(flags, dist.ReduceOp.MAX, _host_group())
+    return [flag > 0 for flag in flags.tolist()]
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[Callable[[], bool]]:
     """Hold `gat.files.lock` for all processes of this program; only on the main one can its function return True."""
     state = PartialState()
     with lock(folder) if state.is_main_process else nullcontext(lambda: False) as awaited:
-        state.wait_for_everyone()
+        wait_for_everyone()
         yield awaited
 
 
 def publish(folder: Path, target: Path, keep: bool = False) -> None:
     """Move a complete folder to `target`, or copy it, once all processes have finished with it."""
     state = PartialState()
-    state.wait_for_everyone()
+    wait_for_everyone()
     if state.is_main_process:
         with atomic_write(target) as temporary:
             (shutil.copytree if keep else shutil.move)(folder, temporary)
-    state.wait_for_everyone()
+    wait_for_everyone()

@@ -111,8 +111,6 @@ def relaunch() -> None:
         command = ["accelerate", "launch"]
         if not on_several_machines(Path(default_config_file)):
             command += ["--main_process_port", "0"]  # any free port, since another stage may be running here
-        if precision := os.environ.get("ACCELERATE_MIXED_PRECISION"):  # which `accelerate launch` would override
-            command += ["--mixed_precision", precision]
     os.execvp(command[0], [*command, "-m", "stages", *sys.argv[1:]])
 
 

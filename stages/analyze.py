@@ -33,7 +33,7 @@ def main(params: Params) -> None:
     logging.disable_progress_bar()
     training = parse_training(params)
     recipe, settings = params.recipe(training.run), params.analyze
-    accelerator = make_accelerator(params.compute, mixed_precision="no")
+    accelerator = make_accelerator(params.compute, precision="fp32")
     device, networks = accelerator.device, RUNS / training.folder
     latents, images, vae = Latents(LATENTS), Images(IMAGES), load_vae(VAE, device)
     extractor = Extractor(EXTRACTOR, device)

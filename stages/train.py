@@ -71,7 +71,8 @@ def train(params: Params, recipe: Recipe, training: Training, results: Results, 
     batches = TrainingBatches(latents, batch_size, training.seed, rank, processes, images)
     evaluate = make_evaluate(params, recipe, training.seed, accelerator)
     others = REFERENCE.read_bytes(), code_of("train").encode(), (teachers / "teacher.json").read_bytes()
-    checkpoints = CHECKPOINTS / training_key(recipe, training.seed, latents, *others)
+    precision = accelerator.mixed_precision.encode()
+    checkpoints = CHECKPOINTS / training_key(recipe, training.seed, latents, precision, *others)
     with exclusive(checkpoints) as awaited:
         stop = stop_signals()
         log, end_log = results.curve_logger() if accelerator.is_main_process else (None, None)

@@ -1,5 +1,6 @@
 """Training, and that neither processes, micro-batches nor interruptions change what comes of it, or of the data."""
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from helpers import SIZE, assert_states_equal, make_trainer, on_two_processes, s
 from PIL import Image
 from safetensors.torch import load_file
 
-from gat.config import Compute, Optimization
+from gat.config import Compute, Optimization, ParamsError
 from gat.data.crop import write_images
 from gat.data.encode import write_latents
 from gat.data.images import Images
@@ -51,7 +52,7 @@ def everything(given: Path, out: Path, accelerator: Accelerator) -> None:
         reference.save(out / "reference.npz")
     torch.set_default_dtype(torch.float64)
     two = accelerator.num_processes == 2
-    compute = Compute(micro_batch=4 if two else None, save_every=6)
+    compute = Compute(micro_batch=4 if two else None, save_minutes=0)
     teacher, latents = Teacher(str(given / "teacher")), Latents(given / "latents")
     trainer, batches = make_trainer(accelerator, latents, teacher=teacher, images=images, compute=compute, steps=12)
     fit(trainer, batches, out / "checkpoints")
@@ -127,19 +128,19 @@ def test_two_processes_of_micro_batches_train_as_one_does_and_their_checkpoints_
 ):
     one, two = map(last_checkpoint, one_and_two)
     assert_states_equal(two, one, 1e-6)  # the teacher computes in float32
-    half = one_and_two[1] / "checkpoints/step-00000006.safetensors"
+    half = one_and_two[1] / "checkpoints/step-00000011.safetensors"
     (tmp_path / half.name).write_bytes(half.read_bytes())
     teacher = Teacher(str(given / "teacher"))
     resumed, batches = make_trainer(accelerator, latents, teacher=teacher, images=digits, steps=12)
     history = fit(resumed, batches, tmp_path)
-    assert [row["step"] for row in history] == [6, 12]
+    assert [row["step"] for row in history] == [12]
     assert_states_equal(resumed.state(), one, 1e-6)
 
 
 @pytest.mark.thorough
 def test_two_processes_go_on_from_the_checkpoint_of_one(one_and_two, given, tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    half = one_and_two[0] / "checkpoints/step-00000006.safetensors"
+    half = one_and_two[0] / "checkpoints/step-00000011.safetensors"
     (tmp_path / "checkpoints" / half.name).write_bytes(half.read_bytes())
     on_two_processes(__file__, given, tmp_path)
     assert_states_equal(last_checkpoint(tmp_path), last_checkpoint(one_and_two[0]), 1e-6)
@@ -152,6 +153,35 @@ def test_micro_batches_add_up_to_the_whole(accelerator, latents, float64):
         fit(trainer, batches)
         states.append(trainer.state())
     assert_states_equal(*states, 1e-10)
+
+
+@pytest.mark.parametrize("network", ["discriminator", "generator"])
+def test_micro_batch_is_halved_until_a_step_fits_the_memory_and_changes_nothing_else(
+    accelerator, latents, float64, monkeypatch, capsys, network
+):
+    """Whichever network's loss it is that runs out of memory, here twice."""
+    want, batches = make_trainer(accelerator, latents, steps=3)
+    fit(want, batches)
+    seen, forward = [], Discriminator.forward
+
+    def limited(self, levels, *args, **kwargs):
+        trained = "discriminator" if self.cls_token.requires_grad else "generator"
+        seen.append((trained, levels.shape[1]))
+        if trained == network and levels.shape[1] > allowed[network]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, levels, *args, **kwargs)
+
+    allowed = {"discriminator": 16, "generator": 4}  # images in a call with four samples
+    monkeypatch.setattr(Discriminator, "forward", limited)
+    got, batches = make_trainer(accelerator, latents, compute=Compute(micro_batch="auto"), steps=3)
+    fit(got, batches)
+    assert {*seen[-12:]} == {*allowed.items()}
+    assert_states_equal(got.state(), want.state(), 1e-10)
+    assert re.findall(r"trying (\d+)", capsys.readouterr().out) == ["8", "4"]
+    allowed[network] = 0
+    got, batches = make_trainer(accelerator, latents, compute=Compute(micro_batch="auto"), steps=3)
+    with pytest.raises(ParamsError, match="not even 1 samples"):
+        fit(got, batches)
 
 
 def assert_same_bits(got: Trainer, want: Trainer) -> None:
@@ -167,14 +197,14 @@ def test_broken_checkpoint_is_reported_and_from_the_one_before_training_goes_on_
     def evaluate(generator: Generator) -> float:
         return generator.blocks[0].attn.qkv.weight.abs().sum().item()
 
-    options = {"compute": Compute(save_every=3), "eval_every": 4, "steps": 9}
+    options = {"compute": Compute(save_minutes=0), "eval_every": 4, "steps": 23}
     whole, batches = make_trainer(accelerator, latents, **options)
     history = fit(whole, batches, tmp_path, evaluate)
     fids = {row["step"]: row["fid"] for row in history if "fid" in row}
-    assert [*fids] == [4, 8, 9]
-    assert fids[9] == evaluate(whole.ema) != evaluate(whole.generator)
-    last = tmp_path / "step-00000009.safetensors"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000006.safetensors", last.name]
+    assert [*fids] == [4, 8, 12, 16, 20, 23]
+    assert fids[23] == evaluate(whole.ema) != evaluate(whole.generator)
+    last = tmp_path / "step-00000023.safetensors"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000022.safetensors", last.name]
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     (tmp_path / ".step-00000012.safetensors.unfinished.safetensors").write_bytes(b"half")
     replayed: list = []
@@ -183,17 +213,17 @@ def test_broken_checkpoint_is_reported_and_from_the_one_before_training_goes_on_
     assert_same_bits(again, whole)
     output = capsys.readouterr().out
     assert last.name in output
-    assert "step 6" in output
+    assert "step 22" in output
 
 
 def test_a_training_told_to_stop_saves_and_resumes_to_the_same_end(accelerator, latents, tmp_path):
     whole, batches = make_trainer(accelerator, latents, steps=25)
     history = fit(whole, batches)
-    for when, step in ((7, 20), (22, 25)):  # even at the end: nothing after it is to begin
+    for step in (7, 25):  # even at the end: nothing after it is to begin
         told, batches = make_trainer(accelerator, latents, steps=25)
         with pytest.raises(KeyboardInterrupt, match=f"stopped after step {step}"):
-            fit(told, batches, tmp_path, stop=lambda told=told, when=when: told.steps_done > when)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"step-000000{n}.safetensors" for n in (20, 25)]
+            fit(told, batches, tmp_path, stop=lambda told=told, step=step: told.steps_done == step)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"step-000000{n:02}.safetensors" for n in (7, 25)]
     resumed, batches = make_trainer(accelerator, latents, steps=25)
     assert fit(resumed, batches, tmp_path, stop=lambda: False) == history
     assert_same_bits(resumed, whole)
@@ -205,10 +235,13 @@ def test_a_training_that_diverges_stops_and_leaves_what_it_saved_before(accelera
             batch = super().__getitem__(step)
             return batch._replace(moments=batch.moments * float("nan")) if step == 5 else batch
 
-    trainer, _ = make_trainer(accelerator, latents, compute=Compute(save_every=2), steps=8)
-    with pytest.raises(FloatingPointError, match=r"diverged .* 6: loss_d nan, "):
+    trainer, _ = make_trainer(accelerator, latents, compute=Compute(save_minutes=0), steps=8)
+    with pytest.raises(FloatingPointError, match=r"of generator after step 6 are not finite"):
         fit(trainer, Poisoned(latents, 16, 0), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{n:08d}.safetensors" for n in (2, 4)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{n:08d}.safetensors" for n in (4, 5)]
+    trainer, _ = make_trainer(accelerator, latents, steps=8)
+    with pytest.raises(FloatingPointError, match=r"diverged between steps 0 and 8: loss_d nan, "):
+        fit(trainer, Poisoned(latents, 16, 0))
 
 
 def test_weights_that_are_not_finite_are_not_saved(accelerator, latents, tmp_path):

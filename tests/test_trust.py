@@ -32,7 +32,7 @@ def test_kills_at_random_moments_change_no_byte(name, finished, tmp_path, reques
     stage, launch, outs = KILLED[name]
     copy = finished.duplicate(tmp_path / "copy", GAT_LAUNCH=launch)
     rng = random.Random(request.config.getoption("--kills"))
-    copy.replace(train={"steps": 60, "eval_every": 30}, compute={"save_every": 4})
+    copy.replace(train={"steps": 60, "eval_every": 30}, compute={"save_minutes": 0})
 
     def start() -> subprocess.Popen[bytes]:
         command = ["python", "-m", "stages", *stage]

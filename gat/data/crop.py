@@ -19,7 +19,7 @@ from gat.config import ParamsError
 from gat.data.shards import SHARD, Advance, write_shards
 from gat.data.sources import Source
 from gat.files import write_json
-from gat.runtime import cores
+from gat.runtime import cores, wait_for_everyone
 
 ENCODINGS: dict[str, dict[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True, "quality": 0, "method": 1, "exact": True},
@@ -141,7 +141,7 @@ def write_images(
         write_shards(folder, "images", "arrow", len(data), write, shard, progress)
     if PartialState().is_main_process:
         _write_info(folder, size, source, holdout)
-    PartialState().wait_for_everyone()
+    wait_for_everyone()
     skipped: list[str] = json.loads((folder / "images.json").read_text())["skipped"]
     if len(skipped) == len(data):
         raise BrokenImageError(f"data.source: none of its images can be read, such as {skipped[0]}")

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from gat.data.images import Images
 from gat.data.shards import SHARD, Advance, write_shards
 from gat.files import atomic_write, write_json
+from gat.runtime import wait_for_everyone
 
 Encoder = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # see gat.data.vae.encode
 
@@ -74,7 +75,7 @@ def write_latents(
                     digest.update(block)
         info = {"scaling_factor": scaling_factor, "classes": images.classes, "digest": digest.hexdigest()}
         write_json(folder / "latents.json", info)
-    PartialState().wait_for_everyone()
+    wait_for_everyone()
 
 
 def _identity_collate(batch: Any) -> Any:

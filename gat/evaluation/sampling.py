@@ -16,6 +16,7 @@ from gat.config import ParamsError
 from gat.data.pixels import decode
 from gat.evaluation.features import SampleFn
 from gat.gan.networks import Z_DIM, Generator
+from gat.runtime import wait_for_everyone
 from gat.seeds import Purpose, generator_of
 
 _BLOCK = 1024  # samples per draw of noise
@@ -113,7 +114,7 @@ def save_npz(images: SampleFn, path: Path, count: int, batch_size: int) -> None:
     if state.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.lib.format.open_memmap(array, mode="w+", dtype=np.uint8, shape=shape).flush()
-    state.wait_for_everyone()
+    wait_for_everyone()
     starts = range(state.process_index * batch_size, count, state.num_processes * batch_size)
     offset = np.lib.format.open_memmap(array, mode="r").offset
     with array.open("r+b") as file:  # not a memory map: on a full disk it kills the process without an error
@@ -121,7 +122,7 @@ def save_npz(images: SampleFn, path: Path, count: int, batch_size: int) -> None:
             samples = images(start, min(start + batch_size, count))
             file.seek(offset + start * samples[0].nbytes)
             file.write(samples.tobytes())
-    state.wait_for_everyone()
+    wait_for_everyone()
     if state.is_main_process:
         np.savez(path, np.load(array, mmap_mode="r"))
         array.unlink()

@@ -15,16 +15,18 @@ KEEP_LATEST = 2
 
 
 class Checkpoint(NamedTuple):
-    """State of a training after a number of steps, as named tensors, and the metrics logged so far."""
+    """State of a training after a number of steps."""
 
     step: int
     tensors: dict[str, Tensor]
-    history: list[dict[str, Any]]
+    history: list[dict[str, Any]]  # rows of metrics logged so far
+    window: dict[str, list[float]]  # metrics of the steps after the last row of means
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `step-N.safetensors` and delete all but the latest two."""
-    metadata = {"step": str(checkpoint.step), "history": json.dumps(checkpoint.history)}
+    texts = {"history": checkpoint.history, "window": checkpoint.window}
+    metadata = {"step": str(checkpoint.step)} | {name: json.dumps(value) for name, value in texts.items()}
     with atomic_write(folder / f"step-{checkpoint.step:08d}.safetensors") as path:
         save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, path, metadata=metadata)
     for old in sorted(folder.glob("step-*.safetensors"))[:-KEEP_LATEST]:
@@ -43,5 +45,6 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[C
         except (SafetensorError, OSError) as error:
             messages.append(f"skipping checkpoint {path}, which cannot be read ({error})")
             continue
-        return Checkpoint(int(metadata["step"]), tensors, json.loads(metadata["history"])), messages
+        history, window = (json.loads(metadata[name]) for name in ("history", "window"))
+        return Checkpoint(int(metadata["step"]), tensors, history, window), messages
     return None, messages

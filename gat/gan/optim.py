@@ -1,5 +1,7 @@
 """Optimization: the width-aware learning rate, and AdamW."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -15,9 +17,22 @@ def width_aware_learning_rate(train: Optimization, width: int) -> float:
     return train.learning_rate * width_factor * (train.batch_size / BASE_BATCH) ** 0.5
 
 
+class MomentumFreeAdamW(torch.optim.AdamW):
+    """AdamW for β₁ = 0, whose first moment is the gradient, and takes no memory and no place in checkpoints."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Perform one step."""
+        for parameter, state in self.state.items():
+            state["exp_avg"] = parameter.grad
+        loss = super().step(closure)
+        for state in self.state.values():
+            state.pop("exp_avg", None)
+        return loss
+
+
 def make_optimizer(network: nn.Module, learning_rate: float, train: Optimization) -> torch.optim.AdamW:
     """AdamW without weight decay."""
     betas = train.betas[0], train.betas[1]
-    return torch.optim.AdamW(
+    return (MomentumFreeAdamW if betas[0] == 0 else torch.optim.AdamW)(
         network.parameters(), learning_rate, betas=betas, eps=ADAM_EPS, weight_decay=0.0, fused=True
     )

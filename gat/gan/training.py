@@ -4,6 +4,7 @@ import copy
 import math
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -25,10 +28,10 @@ from gat.gan.losses import Features, Perturbation, at_least_float32, discriminat
 from gat.gan.networks import Z_DIM, Discriminator, Generator, require_finite
 from gat.gan.optim import make_optimizer, width_aware_learning_rate
 from gat.gan.repa import Teacher
+from gat.runtime import any_process, wait_for_everyone
 from gat.seeds import Purpose, generator_of
 
 LOG_EVERY = 20  # steps over which logged metrics are averaged
-GRADIENTS = ("grad_d", "grad_g")
 PREFETCHED = 2  # batches of each data-loading process that wait to be used, PyTorch's default
 WORKER_SECONDS = 600  # in which a data-loading process must deliver a batch
 GAP_SHARE = 0.1  # fraction of a training, at its end, over which the final gap is averaged
@@ -107,7 +110,8 @@ class Trainer:
                 raise ValueError(f"levels: the network has {network.config['levels']}, the loss {count}")
         processes = accelerator.num_processes
         self.local_batch_size = train.batch_size // processes
-        self.micro_batch = min(compute.micro_batch or self.local_batch_size, self.local_batch_size)
+        wanted = self.local_batch_size if compute.micro_batch in (None, "auto") else int(compute.micro_batch)
+        self.micro_batch = min(wanted, self.local_batch_size)
         if train.batch_size % processes or self.local_batch_size % self.micro_batch:
             raise ParamsError(
                 f"train.batch_size: {train.batch_size} is not a multiple of {processes} processes "
@@ -132,6 +136,9 @@ class Trainer:
         )
         self.generator: Generator = accelerator.unwrap_model(self.wrapped_generator)
         self.discriminator: Discriminator = accelerator.unwrap_model(self.wrapped_discriminator)
+        for network in (self.wrapped_generator, self.wrapped_discriminator):
+            if isinstance(network, DistributedDataParallel):
+                network.forward_sync_buffers = False  # all processes update them alike
         self.steps_done = 0
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
@@ -142,21 +149,70 @@ class Trainer:
             this process; `grad_d` and `grad_g`, the norms of the gradients of the whole batch before clipping.
         """
         micro_batches = self._split(batch, self.sample_random_numbers(self.steps_done))
-        # With a single micro-batch, both losses use one forward pass of the generator, whose graph is kept.
-        kept = [self._generate(micro_batches[0])] if len(micro_batches) == 1 else None
-        metrics = self._discriminator_step(micro_batches, kept)
-        metrics |= self._generator_step(micro_batches, kept)
+        kept = self._keep(micro_batches)
+        metrics = self._discriminator_backward(micro_batches, kept)
+        metrics["grad_d"] = self._optimizer_step(self.wrapped_discriminator, self.optimizer_d)
+        metrics["loss_g"] = self._generator_backward(micro_batches, kept)
+        metrics["grad_g"] = self._optimizer_step(self.wrapped_generator, self.optimizer_g)
         self._update_w_avg()
         self._update_ema()
         self.steps_done += 1
         return metrics
 
-    def _discriminator_step(self, micro_batches: list[MicroBatch], kept: list[Generated] | None) -> dict[str, Tensor]:
+    def fit_to_memory(self, batch: Batch) -> None:
+        """Halve the micro-batch until a step fits the GPUs' memory. Trains nothing; all processes must call it.
+
+        Args:
+            batch: this process's share of any batch, on its device.
+
+        Raises:
+            ParamsError: a step does not fit with one sample or an odd number of samples at a time.
+        """
+        while True:
+            try:
+                self._rehearse(batch)
+                full = False
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                full = True  # and free the memory that this error's traceback holds
+            for network in (self.generator, self.discriminator):
+                network.zero_grad()
+            self._style_sums.zero_()
+            clear_device_cache(garbage_collection=True)
+            if not any_process(full)[0]:
+                return
+            if self.micro_batch % 2:
+                raise ParamsError(
+                    f"compute.micro_batch: not even {self.micro_batch} samples at a time fit the GPU's memory; "
+                    "`python -m stages plan` shows what fits"
+                )
+            self.micro_batch //= 2
+            self.accelerator.print(f"compute.micro_batch: the GPU's memory is full; trying {self.micro_batch} samples")
+
+    def _rehearse(self, batch: Batch) -> None:
+        """Use as much memory as a step does."""
+        networks = (self.generator, self.discriminator)
+        moments = [torch.empty_like(p) for network in networks for p in network.parameters()]  # of the optimizers
+        micro_batches = self._split(batch, self.sample_random_numbers(self.steps_done))[:2]  # two use as much as more
+        kept = self._keep(micro_batches)
+        self._discriminator_backward(micro_batches, kept, exchange=False)
+        self.discriminator.zero_grad()
+        self._generator_backward(micro_batches, kept, exchange=False)
+        del moments
+
+    def _keep(self, micro_batches: list[MicroBatch]) -> list[Generated] | None:
+        """With a single micro-batch, the output of the generator, whose graph both losses use."""
+        return [self._generate(micro_batches[0])] if len(micro_batches) == 1 else None
+
+    def _discriminator_backward(
+        self, micro_batches: list[MicroBatch], kept: list[Generated] | None, exchange: bool = True
+    ) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
         for i, micro in enumerate(micro_batches):
             with torch.no_grad():
                 fake, _ = kept[i] if kept else self._generate(micro)
-            with self._gradient_exchange(self.wrapped_discriminator, micro is micro_batches[-1]):
+            with self._gradient_exchange(self.wrapped_discriminator, exchange and micro is micro_batches[-1]):
                 loss, terms = discriminator_loss(
                     self.wrapped_discriminator,
                     micro.real,
@@ -171,14 +227,15 @@ class Trainer:
                 self.accelerator.backward(loss / len(micro_batches))
             for name, value in terms.items():
                 metrics[name] = metrics.get(name, 0) + value / len(micro_batches)
-        metrics["grad_d"] = self._optimizer_step(self.wrapped_discriminator, self.optimizer_d)
         return metrics
 
-    def _generator_step(self, micro_batches: list[MicroBatch], kept: list[Generated] | None) -> dict[str, Tensor]:
+    def _generator_backward(
+        self, micro_batches: list[MicroBatch], kept: list[Generated] | None, exchange: bool = True
+    ) -> Tensor:
         loss_g = torch.zeros((), device=self.accelerator.device)
         with _frozen(self.discriminator):
             for i, micro in enumerate(micro_batches):
-                with self._gradient_exchange(self.wrapped_generator, micro is micro_batches[-1]):
+                with self._gradient_exchange(self.wrapped_generator, exchange and micro is micro_batches[-1]):
                     fake, w = kept[i] if kept else self._generate(micro)
                     with torch.no_grad(), self.accelerator.autocast():
                         class_embeddings = self.discriminator.y_embedder(micro.class_labels)
@@ -188,8 +245,7 @@ class Trainer:
                     self.accelerator.backward(loss / len(micro_batches))
                 loss_g = loss_g + loss.detach() / len(micro_batches)
                 self._collect_styles(w.detach(), micro.class_labels)
-        grad_g = self._optimizer_step(self.wrapped_generator, self.optimizer_g)
-        return {"loss_g": loss_g, "grad_g": grad_g}
+        return loss_g
 
     def _generate(self, micro: MicroBatch) -> Generated:
         return self.wrapped_generator(micro.random.z, micro.class_labels, return_levels=True, return_style=True)
@@ -321,7 +377,6 @@ class _Log:
         self._latest: Metrics = {}
         self._log_fn = log_fn if accelerator.is_main_process else None
         self._accelerator, self._window = accelerator, list[dict[str, Tensor]]()
-        self._scales = accelerator.scaler is not None  # fp16: steps whose scaled gradients overflow are skipped
 
     def add(self, row: Metrics) -> None:
         self.rows.append(row)
@@ -332,19 +387,36 @@ class _Log:
     def collect(self, metrics: dict[str, Tensor]) -> None:
         self._window.append(metrics)
 
+    def _by_name(self) -> dict[str, Tensor]:
+        """Each metric in the steps since the last row of means, (steps,), averaged over processes."""
+        names = list(self._window[0]) if self._window else []
+        values = [torch.stack([row[name] for row in self._window]) for name in names]
+        means = self._accelerator.reduce(torch.stack(values), reduction="mean") if values else []
+        return dict(zip(names, means, strict=True))
+
     def add_means(self, step: int) -> None:
         """Add a row with means over the steps since the last such row, and over processes."""
-        names = list(self._window[0])
-        means = torch.stack([torch.stack([row[name] for row in self._window]).mean() for name in names])
-        values = self._accelerator.reduce(means, reduction="mean").tolist()
-        row = dict(zip(names, values, strict=True))
-        if not all(math.isfinite(value) for name, value in row.items() if not (name in GRADIENTS and self._scales)):
+        values = self._by_name()
+        row = dict(zip(values, torch.stack([value.mean() for value in values.values()]).tolist(), strict=True))
+        if not all(map(math.isfinite, row.values())):
             raise FloatingPointError(
                 f"training diverged between steps {step - len(self._window)} and {step}: "
                 + ", ".join(f"{name} {value:.3g}" for name, value in row.items())
             )
         self.add({"step": step} | row)
         self._window = []
+
+    def window(self) -> dict[str, list[float]]:
+        """The metrics that the next row of means begins with, for a checkpoint."""
+        return {name: values.tolist() for name, values in self._by_name().items()}
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Log the rows of a checkpoint, and go on with its window."""
+        for row in checkpoint.history:
+            self.add(row)
+        steps = zip(*checkpoint.window.values(), strict=True)
+        values = [torch.tensor(step, device=self._accelerator.device) for step in steps]
+        self._window = [dict(zip(checkpoint.window, step, strict=True)) for step in values]
 
     def postfix(self) -> dict[str, str]:
         """The latest values, for the progress bar."""
@@ -368,41 +440,44 @@ def fit(
         checkpoints: folder to save to and to resume from; None: neither.
         evaluate: returns the FID of the EMA generator; called on all processes every `train.eval_every` steps.
         log_fn: called with each row of metrics, on rank 0; after resuming, first with the rows of the checkpoint.
-        stop: called with each row of losses; if it returns True on any process, training saves and stops.
+        stop: called after each step; if it returns True on any process, training saves and stops.
 
     Raises:
         KeyboardInterrupt: `stop` returned True.
         FloatingPointError: a loss, a gradient norm, a weight or an FID is not finite; earlier checkpoints are kept.
+        ParamsError: see `Trainer.fit_to_memory`.
 
     Returns:
         All rows: `step` and either the means since the last row over all processes (see `Trainer.step`), or `fid`.
     """
-    accelerator, steps = trainer.accelerator, trainer.train.steps
+    accelerator, steps, device = trainer.accelerator, trainer.train.steps, trainer.accelerator.device
     log = _Log(accelerator, log_fn)
-    if checkpoints is not None:
-        for row in _resume(trainer, checkpoints):
-            log.add(row)
-    loader = _loader(trainer, batches)
-    hidden, start = not accelerator.is_main_process, trainer.steps_done
+    if checkpoints is not None and (checkpoint := _resume(trainer, checkpoints)) is not None:
+        log.resume(checkpoint)
+    start, saved = trainer.steps_done, time.monotonic()
+    if trainer.compute.micro_batch == "auto" and start < steps:
+        trainer.fit_to_memory(send_to_device(batches[start], device))
+    loader, hidden = _loader(trainer, batches), not accelerator.is_main_process
     bar = tqdm(loader, "train", steps, initial=start, unit="step", disable=hidden, mininterval=1)
     for batch in bar:
-        log.collect(trainer.step(send_to_device(batch, accelerator.device, non_blocking=True)))
+        log.collect(trainer.step(send_to_device(batch, device, non_blocking=True)))
         step = trainer.steps_done
-        saving = checkpoints is not None and (step % trainer.compute.save_every == 0 or step == steps)
-        logging = step % LOG_EVERY == 0 or step == steps or saving  # a checkpoint has no partial row
-        if logging:
+        if step % LOG_EVERY == 0 or step == steps:
             log.add_means(step)
             bar.set_postfix(log.postfix(), refresh=False)
         if evaluate is not None and (step % trainer.train.eval_every == 0 or step == steps):
             log.add({"step": step, "fid": evaluate(trainer.ema)})
-        stopping = logging and stop is not None and _any_process(accelerator, stop())
-        saving = checkpoints is not None and (saving or stopping)
-        if step == steps or saving:
+        due = time.monotonic() - saved >= 60 * trainer.compute.save_minutes
+        stopping, due = any_process(stop is not None and stop(), due)
+        saving = checkpoints is not None and (due or stopping or step == steps)
+        if saving or step == steps:
             trainer.require_finite()
         if saving and checkpoints is not None:
+            window = log.window()
             if accelerator.is_main_process:
-                save_checkpoint(checkpoints, Checkpoint(step, trainer.state(), log.rows))
-            accelerator.wait_for_everyone()
+                save_checkpoint(checkpoints, Checkpoint(step, trainer.state(), log.rows, window))
+            wait_for_everyone()
+            saved = time.monotonic()
         if stopping:
             raise KeyboardInterrupt(f"stopped after step {step}")
     return log.rows
@@ -446,20 +521,15 @@ def _ignore_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _any_process(accelerator: Accelerator, condition: bool) -> bool:
-    """Whether the condition is true on any process."""
-    return accelerator.reduce(torch.tensor(float(condition), device=accelerator.device), reduction="sum").item() > 0
-
-
-def _resume(trainer: Trainer, folder: Path) -> list[Metrics]:
-    """Load the latest readable checkpoint into the trainer; returns its logged metrics."""
+def _resume(trainer: Trainer, folder: Path) -> Checkpoint | None:
+    """Load the latest readable checkpoint into the trainer."""
     checkpoint, messages = load_checkpoint(folder, trainer.accelerator.device)
     if checkpoint is not None:
         trainer.load_state(checkpoint.tensors, checkpoint.step)
         messages.append(f"resuming at step {checkpoint.step} from {folder}")
     if messages:
         trainer.accelerator.print(*messages, sep="\n")
-    return [] if checkpoint is None else checkpoint.history
+    return checkpoint
 
 
 def final_gap(history: list[Metrics], steps: int) -> float:

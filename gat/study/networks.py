@@ -77,6 +77,7 @@ def make_trainer(
 def describe(recipe: Recipe, trainer: Trainer) -> dict[str, Any]:
     """The settings of a training that `run.json` records."""
     run, loss, train, repa = recipe
+    mixed = trainer.accelerator.mixed_precision
     return {
         "width": run.width,
         "depth": run.depth,
@@ -88,7 +89,7 @@ def describe(recipe: Recipe, trainer: Trainer) -> dict[str, Any]:
         "learning_rate": width_aware_learning_rate(train, run.width),
         "gamma": penalty_weight(loss, trainer.generator.config["latent_size"]),
         "teacher": repa.teacher,
-    }
+    } | ({} if mixed == "no" else {"precision": mixed})
 
 
 def training_key(recipe: Recipe, seed: int, latents: Latents, *others: bytes) -> str:
