@@ -16,13 +16,13 @@ from pathlib import Path
 
 import yaml
 
-from gat.config import MODEL, ParamsError
+from gat.config import MODEL, ParamsError, load_params
 from stages import load_checked_params
 from stages.processes import LAUNCHED, PATIENCE_SECONDS, SLOT, end_with_parent, launched_by_this
 
 ON_ONE_PROCESS = (
     *("source", "code", "tidy", "extractor", "encoder", "teachers", "vae", "package", "showcase", "report"),
-    *("analyze", "summary", "export"),
+    *("analyze", "summary", "export", "plan"),
 )
 ON_ALL_PROCESSES = ("images", "reference", "statistics", "latents", "floors", "train", "evaluate", "samples")
 
@@ -37,7 +37,7 @@ def main() -> None:
     except (KeyError, OSError):
         sys.exit("this user id has no name here, which PyTorch needs; set one: export USER=me")
     try:
-        params = load_checked_params()
+        params = load_params() if name == "plan" else load_checked_params()
         os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures are the same on every machine
         if "DVC_STAGE" not in os.environ and (missing := missing_deps(name, *sys.argv[2:4])):
             sys.exit(f"{name}: {missing} is missing; `dvc repro` makes what a stage needs before it runs it")
