@@ -52,6 +52,12 @@ def main() -> None:
     except FloatingPointError as error:  # training diverged
         sys.exit(f"{name}: {error}")
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's
+            sys.exit(
+                f"{name}: the GPU's memory is full: set compute.micro_batch: auto or a smaller one, or "
+                "compute.activation_checkpointing: true, or smaller compute.vae_batch and compute.sample_batch; "
+                f"`python -m stages plan` says what fits ({str(error).splitlines()[0]})"
+            )
         # Libraries that cannot write raise OSError, SafetensorError, RuntimeError, …
         if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
             raise

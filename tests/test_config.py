@@ -9,6 +9,7 @@ from conftest import ROOT
 from helpers import changed_params
 
 from gat.config import Loss, Network, Optimization, Params, ParamsError, Repa, load_params
+from gat.runtime import choose_precision
 from stages import parse_training
 from stages.processes import LAUNCHED, launched_by_this
 
@@ -268,11 +269,11 @@ def test_unknown_stage_is_named(tmp_path):
     ("environment", "command"),
     [
         ({"GAT_LAUNCH": "echo srun torchrun"}, "srun torchrun"),
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "launch --main_process_port 0 --mixed_precision bf16"),
+        ({}, "launch --main_process_port 0"),
         ({"machines": "2"}, "launch"),  # which have to agree on a port
     ],
 )
-def test_stage_starts_itself_on_all_processes_with_the_machines_precision(environment, command, tmp_path):
+def test_stage_starts_itself_on_all_processes(environment, command, tmp_path):
     """Where Accelerate is configured, or by a launcher of another name; a program that prints its arguments here."""
     write(tmp_path)
     (tmp_path / "accelerate").mkdir()
@@ -283,6 +284,47 @@ def test_stage_starts_itself_on_all_processes_with_the_machines_precision(enviro
     environment |= {"HF_HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
     done = run_stage(tmp_path, "stages", "train", "S-2", "0", **environment)
     assert done.stdout == f"{command} -m stages train S-2 0\n"
+
+
+def test_a_full_gpu_is_one_line_that_says_what_to_change(tmp_path):
+    write(tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib\n"
+        "find = importlib.import_module\n"
+        "def full(name, *package):\n"
+        "    if name == 'stages.vae':\n"
+        "        import torch\n"
+        "        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\\nGPU 0 has …')\n"
+        "    return find(name, *package)\n"
+        "importlib.import_module = full\n"
+    )
+    done = run_stage(tmp_path, "stages", "vae", DVC_STAGE="vae", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert done.returncode == 1
+    assert re.fullmatch(r"vae: the GPU's memory is full: set compute\.micro_batch: auto [^\n]+2 GiB\.\)\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpu", "chosen"),
+    [
+        ("auto", None, "fp32"),
+        ("auto", False, "fp32"),  # which only emulates bf16
+        ("auto", True, "bf16"),
+        ("fp32", True, "fp32"),
+        ("bf16", None, "bf16"),
+        ("bf16", False, None),
+    ],
+)
+def test_precision_is_bf16_where_the_gpu_computes_in_it(wanted, gpu, chosen, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bool(gpu))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    if chosen is None:
+        with pytest.raises(ParamsError, match=r"compute\.precision: Tesla T4 has no bf16"):
+            choose_precision(wanted)
+    else:
+        assert choose_precision(wanted) == chosen
 
 
 def test_a_process_whose_launcher_is_dead_ends_instead_of_waiting_for_it(tmp_path):

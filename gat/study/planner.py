@@ -107,6 +107,8 @@ class Tally(TorchDispatchMode):
         made = [tensor for tensor in _flat(output) if isinstance(tensor, Tensor)]
         for tensor in made:
             self._add(tensor.untyped_storage())
+        if func is torch.ops.aten._scaled_dot_product_flash_attention_backward.default:
+            self.peak = max(self.peak, self.live + _flash_workspace(args[1]))
         if made and not func.is_view:
             self._count(func, args, kwargs, output, made)
         return output
@@ -170,6 +172,12 @@ def _flat(value: Any) -> Iterator[Any]:
             yield from _flat(part)
     else:
         yield value
+
+
+def _flash_workspace(queries: Tensor) -> int:
+    """Bytes that FlashAttention needs in the backward pass for queries (B, heads, T, D): their gradient in float32."""
+    batch, heads, tokens, dim = queries.shape
+    return 4 * batch * heads * math.ceil(tokens / 128) * 128 * (math.ceil(dim / 32) * 32 + 1)
 
 
 def _bytes(tensor: Tensor) -> int:
