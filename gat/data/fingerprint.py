@@ -3,7 +3,6 @@
 import hashlib
 import os
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ class Stamp(NamedTuple):
     name: str
     size: int
     time: int  # of modification, in ns
+    changed: int  # when its content or attributes were last changed, in ns; programs cannot set it
 
 
 def fingerprint(source: str, index: Path | None = None, progress: bool = True) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def fingerprint(source: str, index: Path | None = None, progress: bool = True) -
 
     Args:
         source: see `gat.data.sources.load_source`.
-        index: file with the hashes that the last call has computed. A file is read only if its size or time is another.
+        index: file with the hashes that the last call has computed. A file is read only if its size or one of its
+            times is another.
         progress: show a progress bar.
 
     Raises:
@@ -56,7 +57,8 @@ def fingerprint(source: str, index: Path | None = None, progress: bool = True) -
         raise unreadable(error) from None
     if index is not None and new:
         old = time.time_ns() - JUST_NOW
-        _write(index, {stamp: known[stamp] for stamp in stamps if stamp in known and stamp.time < old})
+        kept = [stamp for stamp in stamps if stamp in known and max(stamp.time, stamp.changed) < old]
+        _write(index, {stamp: known[stamp] for stamp in kept})
     lines = sorted(f"{stamp.name}\0{stamp.size}\0{known.get(stamp, '')}" for stamp in stamps)
     digest = hashlib.blake2b("\0".join(lines).encode(errors="surrogateescape"), digest_size=16)
     return {"files": len(lines), "digest": digest.hexdigest()}
@@ -79,8 +81,8 @@ def _stamp(file: Path, base: Path) -> Stamp:
     try:
         status = file.stat()
     except OSError:  # a broken link
-        return Stamp(name, -1, 0)
-    return Stamp(name, status.st_size, status.st_mtime_ns)
+        return Stamp(name, -1, 0, 0)
+    return Stamp(name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _hash(file: Path) -> str:
@@ -89,27 +91,23 @@ def _hash(file: Path) -> str:
 
 
 def _read(index: Path) -> dict[Stamp, str]:
-    """The hashes of an index; none if there is no readable one."""
+    """The hashes of an index; none if there is no readable one of these columns."""
     try:
-        columns = feather.read_table(index).to_pydict()
+        columns = feather.read_table(index, [*Stamp._fields, "hash"]).to_pydict()
     except (OSError, pa.ArrowInvalid):
         return {}
-    names: Iterable[bytes] = columns["name"]
-    decoded = (name.decode(errors="surrogateescape") for name in names)
-    return {
-        Stamp(*stamp): own
-        for *stamp, own in zip(decoded, *(columns[key] for key in ("size", "time", "hash")), strict=True)
-    }
+    columns["name"] = [name.decode(errors="surrogateescape") for name in columns["name"]]
+    stamps = (Stamp(*stamp) for stamp in zip(*(columns[key] for key in Stamp._fields), strict=True))
+    return dict(zip(stamps, columns["hash"], strict=True))
 
 
 def _write(index: Path, hashes: dict[Stamp, str]) -> None:
     """Write an index, unless its folder cannot be written to."""
-    names = pa.array([stamp.name.encode(errors="surrogateescape") for stamp in hashes], pa.binary())
-    sizes, times = ([getattr(stamp, key) for stamp in hashes] for key in ("size", "time"))
-    table = pa.table({"name": names, "size": sizes, "time": times, "hash": [*hashes.values()]})
+    columns: dict[str, Any] = {key: [getattr(stamp, key) for stamp in hashes] for key in Stamp._fields}
+    columns["name"] = pa.array([name.encode(errors="surrogateescape") for name in columns["name"]], pa.binary())
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(index) as temporary:
-            feather.write_feather(table, temporary)
+            feather.write_feather(pa.table(columns | {"hash": [*hashes.values()]}), temporary)
     except OSError:
         pass
