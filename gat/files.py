@@ -53,7 +53,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(json_text(content))
+
+
+def json_text(content: object) -> str:
+    """What `write_json` writes."""
+    return json.dumps(content, indent=1) + "\n"
 
 
 @contextmanager

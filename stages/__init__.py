@@ -75,19 +75,32 @@ def runs_of(params: Params, claims: Iterable[str]) -> tuple[list[str], list[str]
 
 def locked_param(stage: str, key: str) -> Any:
     """The value of a params key in dvc.lock; None if the stage is not in it."""
-    return _lock().get("stages", {}).get(stage, {}).get("params", {}).get("params.yaml", {}).get(key)
+    return _locked_stage(stage).get("params", {}).get("params.yaml", {}).get(key)
 
 
-def _lock() -> dict[str, Any]:
+def locked_md5(stage: str, out: Path) -> str | None:
+    """The MD5 of an out in dvc.lock; None if the stage is not in it."""
+    return next((own["md5"] for own in _locked_stage(stage).get("outs", []) if own["path"] == str(out)), None)
+
+
+def _locked_stage(stage: str) -> dict[str, Any]:
+    return (_lock() or {}).get("stages", {}).get(stage, {})
+
+
+def _lock() -> dict[str, Any] | None:
+    """dvc.lock; None if it is not YAML, such as with conflict markers, of which DVC says more."""
     path = Path("dvc.lock")
     try:
-        return yaml.load(path.read_bytes(), yaml.CSafeLoader) or {} if path.exists() else {}
-    except yaml.YAMLError:  # such as conflict markers, of which DVC says more
-        return {}
+        content = yaml.load(path.read_bytes(), yaml.CSafeLoader) if path.exists() else {}
+    except yaml.YAMLError:
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def load_checked_params() -> Params:
     """params.yaml, in which every file that is named exists, or results were made from it on another machine.
+
+    If dvc.lock cannot be read, files are not checked.
 
     Raises:
         ParamsError: see `gat.config.load_params` and `gat.config.Params.check_files`.
@@ -96,7 +109,8 @@ def load_checked_params() -> Params:
     try:
         params.check_files()
     except ParamsError:
-        params.check_files(known={*_strings(_lock())})
+        if (lock := _lock()) is not None:
+            params.check_files(known={*_strings(lock)})
     return params
 
 

@@ -19,8 +19,8 @@ from platformdirs import user_cache_path
 from gat.config import MODEL, Params, ParamsError
 from gat.data.fingerprint import fingerprint
 from gat.data.kinds import VAE_FOLDERS, encoder_problem, vae_problem
-from gat.files import write_json
-from stages import ANALYSES, ARMS, SHOWCASE, SOURCE, WANTED_TEACHERS, locked_param, teacher_folder
+from gat.files import json_text, write_json
+from stages import ANALYSES, ARMS, SHOWCASE, SOURCE, WANTED_TEACHERS, locked_md5, locked_param, teacher_folder
 
 VAE_FILES = [f"{folder}/config.json".lstrip("/") for folder in VAE_FOLDERS]
 
@@ -33,8 +33,8 @@ def main(params: Params) -> None:
     check_models(params)
     write_json(WANTED_TEACHERS, teachers(params))
     source = params.data.source
-    if source.startswith((".", "/", "~")) and not Path(source).exists():
-        write_json(SOURCE, last_fingerprint(source))
+    if not Path(source).exists() and (last := last_fingerprint(source)) is not None:
+        write_json(SOURCE, last)
         print(f"data.source: {source} is not on this machine; using what was made from it")
         return
     name = hashlib.blake2b(str(Path(source).absolute()).encode(), digest_size=10).hexdigest()
@@ -86,21 +86,38 @@ def model_file(name: str, file: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def last_fingerprint(source: str) -> dict[str, str]:
-    """The out that dvc.lock has for this source, from DVC's cache or a remote.
+def last_fingerprint(source: str) -> dict[str, Any] | None:
+    """The out that dvc.lock has for a source that is not here; None if it is a hub id.
 
     Raises:
-        ParamsError: there is none.
+        ParamsError: it is a path, or dvc.lock has files for it, and neither DVC's cache nor a remote has the out.
     """
-    from dvc.api import read
-
+    digest = locked_md5("source", SOURCE) if locked_param("source", "data.source") == source else None
+    of_hub = hashlib.md5(json_text(fingerprint(source)).encode()).hexdigest()
+    if digest in (None, of_hub) and not source.startswith((".", "/", "~")):
+        return None
     try:
-        if locked_param("source", "data.source") != source:
-            raise FileNotFoundError
-        content: dict[str, str] = json.loads(read(str(SOURCE)))
+        content: dict[str, Any] = json.loads(read_out(SOURCE, digest))
     except Exception:  # of DVC, if the cache has none and there is no remote, or it cannot be reached
         raise ParamsError(
             f"data.source: {source!r} is not allowed; allowed: a file or folder that exists, or one from which images "
             "were made on another machine (dvc pull)"
         ) from None
-    return content
+    return content if "files" in content else None
+
+
+def read_out(path: Path, digest: str | None) -> bytes:
+    """The content of an out by its MD5 in dvc.lock: the file if it has it, else from DVC's cache or a remote.
+
+    Raises:
+        Exception: of DVC, if there is none.
+    """
+    if digest is None:
+        raise FileNotFoundError(path)
+    if path.exists() and hashlib.md5(content := path.read_bytes()).hexdigest() == digest:
+        return content
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        found: bytes = repo.datafs.cat_file(str(path))  # `dvc.api` would read the file
+    return found

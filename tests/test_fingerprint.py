@@ -1,16 +1,22 @@
 """The state of a source, by which DVC knows whether its images have changed."""
 
+import hashlib
 import os
 import shutil
 import time
 from pathlib import Path
 
 import pytest
+import yaml
+from dvc.repo import Repo
 from pyarrow import feather
 
 from gat.config import ParamsError
 from gat.data import fingerprint as module
 from gat.data.fingerprint import fingerprint
+from gat.files import json_text
+from stages import SOURCE
+from stages.source import last_fingerprint
 
 
 @pytest.fixture
@@ -123,3 +129,50 @@ def test_many_files_take_as_long_to_check_as_to_list(tmp_path, settled):
     start = time.process_time()
     assert fingerprint(str(folder), index) == first
     assert time.process_time() - start < 2
+
+
+class Clone:
+    """A DVC project without its images, whose dvc.lock has their state, of a source."""
+
+    def __init__(self, folder: Path, source: str, state: dict[str, object]) -> None:
+        Repo.init(str(folder), no_scm=True)
+        self.content = json_text(state)
+        digest = hashlib.md5(self.content.encode()).hexdigest()
+        self.cached = folder / f".dvc/cache/files/md5/{digest[:2]}/{digest[2:]}"
+        self.cached.parent.mkdir(parents=True)
+        self.cached.write_text(self.content)
+        stage = {"cmd": "true", "params": ["data.source"], "outs": [str(SOURCE)]}
+        outs = [{"path": str(SOURCE), "hash": "md5", "md5": digest, "size": len(self.content)}]
+        locked = {"cmd": "true", "params": {"params.yaml": {"data.source": source}}, "outs": outs}
+        (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"source": stage}}))
+        (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"source": locked}}))
+        (folder / "data").mkdir()
+        self.out = folder / SOURCE
+
+
+LAST = {"files": 2, "digest": "0123"}
+
+
+@pytest.mark.parametrize("source", ["photos", "./photos"])
+def test_a_source_of_another_machine_has_the_state_in_dvc_lock(source, tmp_path, monkeypatch):
+    """Not a newer one that the file has. It may be written as a hub id is."""
+    clone = Clone(tmp_path, source, LAST)
+    monkeypatch.chdir(tmp_path)
+    assert last_fingerprint(source) == LAST
+    clone.out.write_text(json_text(LAST | {"files": 3}))
+    assert last_fingerprint(source) == LAST
+    clone.cached.unlink()
+    with pytest.raises(ParamsError, match=rf"^data\.source: '{source}' is not allowed; allowed: a file or folder"):
+        last_fingerprint(source)
+    clone.out.write_text(clone.content)
+    assert last_fingerprint(source) == LAST
+
+
+def test_a_hub_id_has_no_state_but_its_name(tmp_path, monkeypatch):
+    clone = Clone(tmp_path, "org/photos", {"source": "org/photos"})
+    monkeypatch.chdir(tmp_path)
+    clone.cached.unlink()
+    assert last_fingerprint("org/photos") is None
+    assert last_fingerprint("org/others") is None
+    with pytest.raises(ParamsError, match=r"^data\.source: '\./others' is not allowed"):
+        last_fingerprint("./others")
