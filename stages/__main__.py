@@ -6,7 +6,6 @@ several GPUs or an Accelerate configuration, stages that can use several process
 """
 
 import errno
-import getpass
 import importlib
 import os
 import shlex
@@ -18,7 +17,7 @@ import yaml
 
 from gat.config import MODEL, ParamsError, load_params
 from stages import load_checked_params
-from stages.processes import LAUNCHED, PATIENCE_SECONDS, SLOT, end_with_parent, launched_by_this
+from stages.processes import LAUNCHED, PATIENCE_SECONDS, SLOT, check_user, end_with_parent, launched_by_this
 
 ON_ONE_PROCESS = (
     *("source", "code", "tidy", "extractor", "encoder", "teachers", "vae", "package", "showcase", "report"),
@@ -32,10 +31,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in ON_ONE_PROCESS + ON_ALL_PROCESSES:
         sys.exit(f"python -m stages NAME [RUN SEED], with NAME one of {', '.join(ON_ALL_PROCESSES + ON_ONE_PROCESS)}")
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        sys.exit("this user id has no name here, which PyTorch needs; set one: export USER=me")
+    check_user()
     try:
         params = load_params() if name == "plan" else load_checked_params()
         os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures are the same on every machine

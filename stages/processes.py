@@ -1,6 +1,7 @@
-"""How processes that this project starts end: with the process that started them."""
+"""What processes need to start, and how those that this project starts end: with the process that started them."""
 
 import ctypes
+import getpass
 import os
 import signal
 import socket
@@ -13,6 +14,18 @@ SLOT = "GAT_SLOT"  # set where other stages run on the same machine, as under `s
 LAUNCHED = "GAT_LAUNCHED"  # set for the processes of a stage that relaunched itself: MACHINE:PID of their launcher
 PATIENCE_SECONDS = 300  # for an interrupted training to write its checkpoint, which takes minutes for a large model
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def check_user() -> None:
+    """Check that this user id has a name, before PyTorch asks for it.
+
+    Raises:
+        SystemExit: it has none.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        sys.exit("this user id has no name here, which PyTorch needs; set one: export USER=me")
 
 
 def end_with_parent() -> None:

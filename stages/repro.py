@@ -9,6 +9,7 @@ SIGTERM lets running trainings save a checkpoint; run again to resume.
 
 import argparse
 import asyncio
+import fcntl
 import json
 import os
 import re
@@ -28,9 +29,10 @@ from rich.table import Table
 
 from gat.config import Params, ParamsError, Training
 from stages import CLAIMS, RATES, RATES_CLAIM, address, is_arm, load_checked_params, runs_of
-from stages.processes import PATIENCE_SECONDS, SLOT, end_with_parent, is_alive
+from stages.processes import PATIENCE_SECONDS, SLOT, check_user, end_with_parent, is_alive
 
 REFRESH_SECONDS, LOG_SECONDS = 0.5, 60  # between two tables on a terminal; elsewhere, between two lines of a job
+WAIT_SECONDS = 3  # after which what a command of DVC's waits for is shown
 TAIL_BYTES, TAIL_LINES = 65536, 25  # kept of a job's output; shown if it fails
 
 
@@ -219,17 +221,50 @@ def remove_stale_locks(path: Path = Path(".dvc/tmp/rwlock")) -> None:
         path.unlink()
 
 
+def lock_holder(path: Path = Path(".dvc/tmp/lock")) -> int | None:
+    """The process that holds DVC's lock, as it has written its ID there; None if no process holds it."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(path.read_text().strip() or 0)
+    except OSError:  # there is no lock, or there are none on this file system
+        pass
+    return None
+
+
 def run_dvc(*command: str) -> bytes:
-    """Run a short command of DVC's; its output.
+    """Run a command of DVC's that waits for its lock; its output. Errors and progress are shown.
 
     Raises:
-        SystemExit: it failed; with its own message, such as of conflict markers in dvc.lock.
+        SystemExit: it failed.
     """
-    done = subprocess.run(("dvc", *command), capture_output=True, preexec_fn=end_with_parent)
-    if done.returncode:
-        sys.stderr.buffer.write(done.stdout + done.stderr)
-        sys.exit(done.returncode)
-    return done.stdout
+    said = False
+    command = ("dvc", "--wait-for-lock", *command)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=end_with_parent) as process:
+        try:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    output, _ = process.communicate(timeout=WAIT_SECONDS)
+                    break
+                holder = None if said else lock_holder()
+                if holder is not None and holder != process.pid:
+                    said = True
+                    bar = "\n" if sys.stderr.isatty() else ""  # DVC draws one on a terminal
+                    print(f"{bar}waiting for {_describe(holder)}, which holds DVC's lock", file=sys.stderr, flush=True)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        sys.exit(process.returncode)
+    return output
+
+
+def _describe(pid: int) -> str:
+    """A process by its ID and, if it can be seen, its command."""
+    with suppress(psutil.Error):
+        return f"process {pid} ({' '.join(psutil.Process(pid).cmdline())})"
+    return f"process {pid}"
 
 
 def main() -> None:
@@ -246,6 +281,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.jobs is not None and arguments.jobs < 1:
         parser.error("argument --jobs: must be at least 1")
+    check_user()
     try:
         params = load_checked_params()
         if arguments.list:
@@ -261,8 +297,8 @@ def main() -> None:
             os.environ[CLAIMS] = " ".join(chosen)
         os.environ |= {SLOT: "1", "PYTHONUNBUFFERED": "1"}
         remove_stale_locks()
-        run_dvc("--wait-for-lock", "repro", "--single-item", "code", "source", "tidy")
-        phases = make_phases(params, {*json.loads(run_dvc("--wait-for-lock", "status", "--json"))}, chosen)
+        run_dvc("repro", "--single-item", "code", "source", "tidy")
+        phases = make_phases(params, {*json.loads(run_dvc("status", "--json"))}, chosen)
         scheduler = Scheduler(make_slots(arguments.jobs, params.compute.threads, find_gpus()))
         asyncio.run(scheduler.run(phases))
         if scheduler.stopped:

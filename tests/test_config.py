@@ -361,10 +361,11 @@ def test_an_input_that_a_typed_stage_lacks_is_named_in_one_line(command, missing
     assert done.stderr == f"{command[0]}: {missing} is missing; {makes}\n"
 
 
-def test_a_user_without_a_name_is_told_what_to_set(tmp_path):
+@pytest.mark.parametrize("command", [("stages", "images"), ("stages.repro",)])
+def test_a_user_without_a_name_is_told_what_to_set(command, tmp_path):
     """As in a container that runs with a user id of its own."""
     write(tmp_path)
     (tmp_path / "getpass.py").write_text("def getuser():\n    raise KeyError('uid not found')\n")
-    done = run_stage(tmp_path, "stages", "images")
+    done = run_stage(tmp_path, *command)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "export USER=" in done.stderr

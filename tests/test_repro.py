@@ -8,10 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from conftest import ROOT
+from dvc.repo import Repo
 from project import Project
+from zc.lockfile import LockFile
 
 from stages.repro import Job, find_gpus, make_slots
 
@@ -35,7 +38,7 @@ def run_jobs(folder: Path, *names: str) -> subprocess.Popen[str]:
     (folder / "dvc").chmod(0o755)
     environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", RUN, *names]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdout=PIPE, text=True)
 
 
 def test_no_job_starts_after_a_failure(tmp_path):
@@ -92,18 +95,51 @@ def test_gpus_are_those_that_there_are(named, there, gpus, monkeypatch):
     assert find_gpus() == gpus
 
 
+def merge(project: Project, source: str = "mnist5k") -> None:
+    """As git leaves dvc.lock after a merge with conflicts, of a source that may not be here."""
+    (project.folder / "dvc.lock").write_text("<<<<<<< HEAD\n")
+    project.set("data.source", source)
+
+
 BROKEN = {
-    "conflict markers": (lambda folder: (folder / "dvc.lock").write_text("<<<<<<< HEAD\n"), "dvc.lock"),
-    "a broken graph": (lambda folder: (folder / "dvc.yaml").write_text("stages: ["), "dvc.yaml"),
-    "no git": (lambda folder: shutil.rmtree(folder / ".git"), "git"),
+    "conflict markers": (merge, "dvc.lock"),
+    "conflict markers, and no source": (lambda project: merge(project, "/mnt/photos"), "dvc.lock"),
+    "a broken graph": (lambda project: (project.folder / "dvc.yaml").write_text("stages: ["), "dvc.yaml"),
+    "no git": (lambda project: shutil.rmtree(project.folder / ".git"), "git"),
 }
 
 
 @pytest.mark.parametrize(("change", "said"), BROKEN.values(), ids=BROKEN)
 def test_what_dvc_says_is_shown(change, said, tmp_path):
     project = Project.copy(tmp_path / "project", "smoke.yaml")
-    change(project.folder)
+    change(project)
     done = project.type("python", "-m", "stages.repro", check=False)
     assert done.returncode != 0
     assert said in done.stderr
+    assert "is not allowed" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+STATUS = """
+from stages import repro
+repro.WAIT_SECONDS = 0.2
+print(repro.run_dvc("status", "--json"))
+"""
+
+
+def test_what_holds_dvcs_lock_is_named_once(tmp_path):
+    Repo.init(str(tmp_path), no_scm=True)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+
+    def status() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", STATUS]
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=PIPE, stderr=PIPE, text=True)
+
+    assert status().communicate(timeout=60) == ("b'{}\\n'\n", "")
+    held = LockFile(str(tmp_path / ".dvc/tmp/lock"))
+    process = status()
+    said = process.stderr.readline()
+    assert re.fullmatch(rf"waiting for process {os.getpid()} \(.+\), which holds DVC's lock\n", said)
+    time.sleep(0.5)
+    held.close()
+    assert process.communicate(timeout=60) == ("b'{}\\n'\n", "")
