@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -107,6 +108,12 @@ FOLDERS: dict[str, tuple[dict, dict, dict[str, str], list[str]]] = {
         ],
     ),
     "training split": (SPLITS, {}, {name: name[6:9] for name in SPLITS if name.startswith("train")}, []),
+    "table beside splits and in another one": (
+        SPLITS | {"labels.tsv": b"", "val/labels.csv": b""},
+        {},
+        {name: name[6:9] for name in SPLITS if name.startswith("train")},
+        ["ATTENTION: '../labels.tsv' may have labels, but is not used: classes are folders"],
+    ),
     "another split": (SPLITS, {"split": "val"}, {"val/cat/0.jpg": "cat", "val/dog/0.jpg": "dog"}, []),
     "split without classes": (
         FLAT,
@@ -439,6 +446,7 @@ def test_data_sets_of_dataset_tool_have_the_labels_of_their_list(zipped, tmp_pat
     ("files", "message"),
     [
         (tool(None), "dataset.json of .* has no labels; null"),
+        (tool([*NUMBERS, [f"./{TOOL[0]}", 1]]), "dataset.json of .* lists '00000/img00000000.png' several times"),
         (tool([[TOOL[0], [0.0, 1.0]]]), "the label of '00000/img00000000.png' is .0.0, 1.0.; labels must be integers"),
         (tool([[TOOL[0], -1]]), "is -1; labels must be integers from 0"),
         (tool([3, 4]), "labels of another form"),
@@ -461,12 +469,71 @@ def test_images_without_a_label_in_the_list_are_named(zipped, tmp_path):
     assert any(line.startswith(f"{TOOL[3]!r}: not in") for line in source.left_out)
 
 
+SIDECARS = [
+    *("labels.csv", "train.csv", "y.tsv", "a.jsonl", "metadata.json", "annotations.json", "Label.txt", "dataset.json"),
+    *("a/labels.csv", "more/annotations.xml"),
+]
+
+
 @pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize("name", ["labels.csv", "train.csv", "metadata.json", "Label.txt", "dataset.json"])
-def test_files_that_may_name_labels_are_used_or_named_first(name, zipped, tmp_path):
-    source = load_source(packed(tmp_path / "source", AB | {name: b"{}"}, zipped))
+@pytest.mark.parametrize("name", SIDECARS)
+def test_files_that_may_have_labels_are_used_or_named_first(name, zipped, tmp_path):
+    path = packed(tmp_path / "source", AB | {name: b"{}", "a/._labels.csv": b""}, zipped)
+    source = load_source(path)
     assert source.classes == ["a", "b"]
     assert source.left_out[0] == f"ATTENTION: {name!r} may have labels, but is not used: classes are folders"
+    assert "ATTENTION" not in "".join(source.left_out[1:] + load_source(path, label_column=None).left_out)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_beside_a_file_with_labels_others_are_named(zipped, tmp_path):
+    source = load_source(packed(tmp_path / "tool", tool(NUMBERS) | {"00000/labels.csv": b"", "b.csv": b""}, zipped))
+    assert [line for line in source.left_out if "ATTENTION" in line] == [
+        f"ATTENTION: {name!r} may have labels, but is not used: labels are those of dataset.json"
+        for name in ("b.csv", "00000/labels.csv")
+    ]
+
+
+def test_of_several_files_with_labels_metadata_are_used_and_the_others_named(tmp_path):
+    table = "".join(f"{name},{name[-5]}\n" for name in TOOL)
+    files = {"metadata.csv": f"file_name,label\n{table}".encode(), "metadata.jsonl": b'{"file_name": "a", "label": 1}'}
+    source = load_source(str(make(tmp_path / "tool", tool(NUMBERS) | files)))
+    assert source.classes == ["0", "1"]
+    assert source.left_out[:2] == [
+        f"ATTENTION: {name!r} may have labels, but is not used: labels are those of metadata.csv"
+        for name in ("dataset.json", "metadata.jsonl")
+    ]
+
+
+def patched(path: str, value: int, local: int, central: int) -> None:
+    """Write a byte into the headers of all files of a zip."""
+    content = bytearray(Path(path).read_bytes())
+    for signature, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        for found in re.finditer(signature, bytes(content)):
+            content[found.start() + offset] = value
+    Path(path).write_bytes(content)
+
+
+def damaged(path: str) -> None:
+    """Have dataset.json not be what its checksum says."""
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content.replace(b'{"labels"', b'{"labelz"'))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: patched(path, 1, 6, 8), r"'0000.*' is encrypted.*; unpack it"),
+        (lambda path: patched(path, 9, 8, 10), r"compression method is not supported\); unpack it"),
+        (damaged, r"Bad CRC-32 for file 'dataset\.json'\)"),
+    ],
+    ids=["encrypted", "compressed by Deflate64", "damaged"],
+)
+def test_a_zip_file_that_cannot_be_read_is_refused_before_images_are_cut(spoil, message, tmp_path):
+    path = packed(tmp_path / "tool", tool(NUMBERS), zipped=True)
+    spoil(path)
+    with pytest.raises(ParamsError, match=rf"^data\.source: .*tool\.zip cannot be read \(.*{message}$"):
+        load_source(path)
 
 
 def test_a_zip_file_without_classes_is_refused(tmp_path):

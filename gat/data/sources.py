@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 from PIL import Image
@@ -22,7 +22,9 @@ from gat.config import ParamsError
 EMBEDDED = "mnist5k"
 METADATA = ("metadata.csv", "metadata.jsonl")
 DATASET_TOOL = "dataset.json"
-SIDECARS = re.compile(r"(dataset\.json|(metadata|labels?)\..*|.*\.csv)$", re.IGNORECASE)  # names of files with labels
+# Names of files that may have labels.
+SIDECARS = re.compile(r"(dataset\.json|(metadata|labels?|annotations?)\..*|.*\.(csv|tsv|jsonl))$", re.IGNORECASE)
+UNUSUAL = 0x61  # flags of files in zips: encrypted, a patch of another file, strongly encrypted
 NUMBERED = re.compile(r"\d{4,}$")  # names of dataset_tool's folders, which are no classes
 FOLDER_LABEL = "label"  # the column of class folders
 SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing"}
@@ -127,6 +129,10 @@ def _is_hidden(relative: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in Path(relative).parts)
 
 
+def _may_have_labels(relative: str) -> bool:
+    return SIDECARS.match(Path(relative).name) is not None and not _is_hidden(relative)
+
+
 def _is_image_folder(path: Path) -> bool:
     """Whether it is a folder that `datasets` is not needed for: without a saved data set, and not only with tables."""
     if not path.is_dir() or any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
@@ -141,20 +147,22 @@ def _is_image_folder(path: Path) -> bool:
 
 
 class _Tree(NamedTuple):
-    """Images in a folder, and lines on its other files; paths are relative to it."""
+    """Images in a folder, lines on its other files, and which of these may have labels; paths are relative to it."""
 
     images: list[str]
     left_out: list[str]
+    sidecars: list[str]
 
 
 def _find_images(folder: Path) -> _Tree:
-    suffixes, images, left_out = _image_suffixes(), list[str](), list[str]()
+    suffixes, images, left_out, sidecars = _image_suffixes(), list[str](), list[str](), list[str]()
     others: Counter[str] = Counter()
     for file in files_in(folder):
         name = os.path.relpath(file, folder)
         suffix = Path(file).suffix.lower()
         if suffix not in suffixes:
             others[suffix or "no suffix"] += 1
+            sidecars += [name] if _may_have_labels(name) else []
         elif _is_hidden(name):
             left_out.append(f"{name!r}: hidden")
         elif not Path(file).is_file():
@@ -166,7 +174,7 @@ def _find_images(folder: Path) -> _Tree:
             f"data.source: {folder} has images and tables ({', '.join(tables)}); move one of them elsewhere"
         )
     left_out += [f"{count} files that are not images ({suffix})" for suffix, count in sorted(others.items())]
-    return _Tree(images, left_out)
+    return _Tree(images, left_out, sidecars)
 
 
 def _load_image_folder(folder: Path, split: str, label_column: str | None) -> Source:
@@ -175,26 +183,23 @@ def _load_image_folder(folder: Path, split: str, label_column: str | None) -> So
     folder = folder.resolve()
     try:
         folder, tree = _choose_split(folder, _find_images(folder), split, label_column)
+        found = _read_labels(folder, label_column) if tree.images and label_column is not None else None
     except OSError as error:
         raise unreadable(error) from None
     if not tree.images:
-        found = f", only {', '.join(tree.left_out)}" if tree.left_out else ""
-        raise ParamsError(f"data.source: there are no images in {folder}{found}")
+        others = f", only {', '.join(tree.left_out)}" if tree.left_out else ""
+        raise ParamsError(f"data.source: there are no images in {folder}{others}")
     for name in tree.images:
         try:
             name.encode()
         except UnicodeEncodeError:
             raise ParamsError(f"data.source: the name of {name!r} in {folder} is not UTF-8; rename it") from None
     images, left_out = tree.images, tree.left_out
-    metadata = None if label_column is None else _read_metadata(folder, label_column)
-    listed = folder / DATASET_TOOL
-    if metadata is None and label_column == FOLDER_LABEL and listed.is_file():
-        metadata = _read_dataset_json(listed.read_bytes(), folder)
     if label_column is None:
         labels: list[Any] = ["all"] * len(images)
-    elif metadata is not None:
-        images, labels, unlisted = _listed(images, metadata, folder)
-        left_out = left_out + unlisted
+    elif found is not None:
+        images, labels, unlisted = _listed(images, found.labels, folder)
+        left_out = _unused(tree.sidecars, found.file) + left_out + unlisted
     elif label_column != FOLDER_LABEL:
         raise ParamsError(
             f"data.label_column: {label_column!r} is not a column of metadata in {folder}; {FOLDER_LABEL}: class "
@@ -207,7 +212,8 @@ def _load_image_folder(folder: Path, split: str, label_column: str | None) -> So
             raise ParamsError(
                 f"data.label_column: {outside!r} of {folder} is in no class folder; with null: one class for all images"
             )
-        left_out = _unused_sidecars([entry.name for entry in os.scandir(folder)], labels, folder) + left_out
+        _check_names(labels, folder)
+        left_out = _unused(tree.sidecars, None) + left_out
         empty = {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
         left_out = left_out + [f"{name!r}: a class folder without images" for name in sorted(empty - {*labels})]
     features = datasets.Features({"image": datasets.Image(decode=False)})
@@ -241,39 +247,64 @@ def _choose_split(folder: Path, tree: _Tree, split: str, label_column: str | Non
     if by_split and (with_classes == {True} or flat):
         if split not in splits:
             raise ParamsError(f"data.split: {split!r} is not allowed; allowed: {', '.join(splits)}, as in {folder}")
-        return folder / split, _find_images(folder / split)
+        chosen = _find_images(folder / split)
+        above = [str(Path("..", name)) for name in tree.sidecars if Path(name).parts[0] not in splits]
+        return folder / split, chosen._replace(sidecars=above + chosen.sidecars)
     if split != "train":
         raise ParamsError(f"data.split: {split!r} is not allowed; allowed: train, as {folder} has no folders of splits")
     return folder, tree
 
 
-def _read_metadata(folder: Path, label_column: str) -> dict[str, Any] | None:
-    """Labels by file name from a metadata table in the folder that has this column; None if there is none."""
+class _Labels(NamedTuple):
+    """The file that has the labels, and its labels by names of images."""
+
+    file: str
+    labels: dict[str, Any]
+
+
+def _read_labels(folder: Path, label_column: str) -> _Labels | None:
+    """Labels of a metadata table in the folder that has this column, or of dataset_tool.py; None if there are none."""
+    for name in METADATA:
+        if (folder / name).exists() and (labels := _read_metadata(folder / name, label_column)) is not None:
+            return _Labels(name, labels)
+    if label_column == FOLDER_LABEL and (folder / DATASET_TOOL).is_file():
+        labels = _read_dataset_json((folder / DATASET_TOOL).read_bytes(), folder)
+        return None if labels is None else _Labels(DATASET_TOOL, labels)
+    return None
+
+
+def _read_metadata(path: Path, label_column: str) -> dict[str, Any] | None:
+    """Labels by file name from a metadata table; None if it does not have this column."""
     import pandas as pd
 
-    for path in (folder / name for name in METADATA):
-        if not path.exists():
-            continue
-        try:
-            if path.suffix == ".csv":
-                table = pd.read_csv(path, keep_default_na=False)
-            else:
-                table = pd.read_json(path, lines=True, dtype=False)
-        except ValueError as error:  # the base class of pandas' errors
-            raise ParamsError(f"data.label_column: {path} cannot be read ({_reason(error)})") from None
-        if label_column not in table:
-            continue
-        if "file_name" not in table:
-            raise ParamsError(
-                f"data.label_column: {path} has no column file_name, only {', '.join(map(str, table.columns))}"
-            )
-        names = [os.path.normpath(str(name)) for name in table.file_name]
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise ParamsError(f"data.label_column: {path} has several rows of {twice[0]!r}")
-        labels = [None if value == "" else value for value in table[label_column].tolist()]
-        return dict(zip(names, labels, strict=True))
-    return None
+    try:
+        if path.suffix == ".csv":
+            table = pd.read_csv(path, keep_default_na=False)
+        else:
+            table = pd.read_json(path, lines=True, dtype=False)
+    except ValueError as error:  # the base class of pandas' errors
+        raise ParamsError(f"data.label_column: {path} cannot be read ({_reason(error)})") from None
+    if label_column not in table:
+        return None
+    if "file_name" not in table:
+        raise ParamsError(
+            f"data.label_column: {path} has no column file_name, only {', '.join(map(str, table.columns))}"
+        )
+    names = [os.path.normpath(str(name)) for name in table.file_name]
+    labels = [None if value == "" else value for value in table[label_column].tolist()]
+    return _by_name(names, labels, f"data.label_column: {path}")
+
+
+def _by_name(names: list[str], labels: list[Any], what: str) -> dict[str, Any]:
+    """Labels by name.
+
+    Raises:
+        ParamsError: a name is there several times; `what` begins the message.
+    """
+    several = [name for name, count in Counter(names).items() if count > 1]
+    if several:
+        raise ParamsError(f"{what} lists {several[0]!r} several times")
+    return dict(zip(names, labels, strict=True))
 
 
 def _listed(images: list[str], metadata: dict[str, Any], where: Path) -> tuple[list[str], list[Any], list[str]]:
@@ -289,7 +320,7 @@ def _read_dataset_json(content: bytes, where: Path) -> dict[str, Any] | None:
     """Labels by file name of dataset_tool.py, {"labels": [["00000/img00000000.png", 6], …]}; None: another file.
 
     Raises:
-        ParamsError: it has no labels, or labels that are no integers from 0.
+        ParamsError: it has no labels, or labels that are no integers from 0, or several of one file.
     """
     try:
         labels = json.loads(content)["labels"]
@@ -299,9 +330,10 @@ def _read_dataset_json(content: bytes, where: Path) -> dict[str, Any] | None:
     if labels is None:
         raise ParamsError(f"{key} has no labels; null: all images are one class")
     try:
-        found = {os.path.normpath(name): label for name, label in labels}
+        names, values = [os.path.normpath(name) for name, _ in labels], [label for _, label in labels]
     except (TypeError, ValueError):
         raise ParamsError(f"{key} has labels of another form than [name, number]") from None
+    found = _by_name(names, values, key)
     wrong = next((name for name, label in found.items() if type(label) is not int or label < 0), None)
     if wrong is not None:
         raise ParamsError(f"{key}: the label of {wrong!r} is {found[wrong]!r}; labels must be integers from 0")
@@ -312,11 +344,18 @@ class ClassNumber(int):
     """A label by number, of classes 0 to the highest number; some may have no images."""
 
 
-def _unused_sidecars(names: list[str], labels: list[Any], where: Path) -> list[str]:
-    """A line on each file that may name labels, where classes are folders.
+def _unused(sidecars: list[str], used: str | None) -> list[str]:
+    """A line on each file that may have labels but for the one that is used, those at the top first."""
+    why = "classes are folders" if used is None else f"labels are those of {used}"
+    names = sorted((name for name in sidecars if name != used), key=lambda name: (name.count("/"), name))
+    return [f"ATTENTION: {name!r} may have labels, but is not used: {why}" for name in names]
+
+
+def _check_names(labels: list[str], where: Path) -> None:
+    """Check that class folders are not those of dataset_tool.py.
 
     Raises:
-        ParamsError: the folders have numbers like those of dataset_tool.py, which are no classes.
+        ParamsError: they have numbers like those.
     """
     classes = sorted({*labels})
     if len(classes) > 1 and all(NUMBERED.match(name) for name in classes):
@@ -325,36 +364,39 @@ def _unused_sidecars(names: list[str], labels: list[Any], where: Path) -> list[s
             f"makes them, and there is no {DATASET_TOOL} with labels; rename them if they are classes, or null: all "
             "images are one class"
         )
-    found = sorted(name for name in names if SIDECARS.match(name))
-    return [f"ATTENTION: {name!r} may have labels, but is not used: classes are folders" for name in found]
 
 
 def _load_zip(path: Path, split: str, label_column: str | None) -> Source:
     """Images in a zip file, which is not unpacked: of dataset_tool.py, or with a folder for each class."""
     import datasets
 
-    try:
-        with ZipFile(path) as archive:
-            names = sorted(name for name in archive.namelist() if not name.endswith("/"))
-            listed = archive.read(DATASET_TOOL) if DATASET_TOOL in names else None
-    except (OSError, BadZipFile) as error:
-        raise ParamsError(f"data.source: {path} cannot be read ({_reason(error)})") from None
     if split != "train":
         raise ParamsError(f"data.split: {split!r} is not allowed; allowed: train, as {path} is a zip file")
     if label_column not in (None, FOLDER_LABEL):
         raise ParamsError(f"data.label_column: {label_column!r} is not allowed; allowed: {FOLDER_LABEL} and null")
-    suffixes = _image_suffixes()
-    images = [name for name in names if Path(name).suffix.lower() in suffixes and not _is_hidden(name)]
-    others = Counter(Path(name).suffix.lower() or "no suffix" for name in {*names} - {*images} - {DATASET_TOOL})
-    left_out = [f"{count} files that are not images ({suffix})" for suffix, count in sorted(others.items())]
+    suffixes, listed = _image_suffixes(), None
+    try:
+        with ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if not name.endswith("/"))
+            images = [name for name in names if Path(name).suffix.lower() in suffixes and not _is_hidden(name)]
+            _open_each_kind(archive, images)
+            if label_column is not None and DATASET_TOOL in names:
+                listed = archive.read(DATASET_TOOL)
+    except Exception as error:  # BadZipFile, zlib.error, EOFError, …; RuntimeError: Python does not read such files
+        hint = "; unpack it" if isinstance(error, RuntimeError) else ""
+        raise ParamsError(f"data.source: {path} cannot be read ({_reason(error)}){hint}") from None
+    others = {*names} - {*images}
+    sidecars = [name for name in others if _may_have_labels(name)]
+    counts = Counter(Path(name).suffix.lower() or "no suffix" for name in others - {DATASET_TOOL})
+    left_out = [f"{count} files that are not images ({suffix})" for suffix, count in sorted(counts.items())]
     if not images:
         raise ParamsError(f"data.source: there are no images in {path}")
-    numbers = None if listed is None or label_column is None else _read_dataset_json(listed, path)
+    numbers = None if listed is None else _read_dataset_json(listed, path)
     if label_column is None:
         labels: list[Any] = ["all"] * len(images)
     elif numbers is not None:
         images, labels, unlisted = _listed(images, numbers, path)
-        left_out += unlisted
+        left_out = _unused(sidecars, DATASET_TOOL) + left_out + unlisted
     else:
         labels = [Path(name).parts[0] if "/" in name else None for name in images]
         if None in labels or len({*labels}) == 1:
@@ -362,10 +404,25 @@ def _load_zip(path: Path, split: str, label_column: str | None) -> Source:
                 f"data.label_column: {path} has neither {DATASET_TOOL} nor class folders at its top; unpack it, or "
                 "null: all images are one class"
             )
-        left_out = _unused_sidecars([name for name in names if "/" not in name], labels, path) + left_out
+        _check_names(labels, path)
+        left_out = _unused(sidecars, None) + left_out
     features = datasets.Features({"image": datasets.Image(decode=False)})
     data = datasets.Dataset.from_dict({"image": images}, features=features)
     return _checked(_labelled(data, labels), left_out)._replace(archive=path)
+
+
+def _open_each_kind(archive: ZipFile, names: list[str]) -> None:
+    """Open one of these files of each method of compression and encryption.
+
+    Raises:
+        RuntimeError: Python cannot read it.
+    """
+    kinds = {}
+    for name in names:
+        info = archive.getinfo(name)
+        kinds[info.compress_type, info.flag_bits & UNUSUAL] = name
+    for name in kinds.values():
+        archive.open(name).close()
 
 
 def _labelled(data: Any, labels: list[Any]) -> Any:
