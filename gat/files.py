@@ -50,6 +50,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
     _remove(old)
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that the disk is full.
+
+    Libraries that cannot write raise OSError, SafetensorError, RuntimeError, …
+    """
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file atomically."""
     with atomic_write(path) as temporary:

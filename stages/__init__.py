@@ -83,6 +83,11 @@ def locked_md5(stage: str, out: Path) -> str | None:
     return next((own["md5"] for own in _locked_stage(stage).get("outs", []) if own["path"] == str(out)), None)
 
 
+def locked_values() -> set[str]:
+    """All texts in dvc.lock, such as values of params from which results were made, here or on another machine."""
+    return {*_strings(_lock())}
+
+
 def _locked_stage(stage: str) -> dict[str, Any]:
     return (_lock() or {}).get("stages", {}).get(stage, {})
 
@@ -109,8 +114,8 @@ def load_checked_params() -> Params:
     try:
         params.check_files()
     except ParamsError:
-        if (lock := _lock()) is not None:
-            params.check_files(known={*_strings(lock)})
+        if _lock() is not None:
+            params.check_files(known=locked_values())
     return params
 
 

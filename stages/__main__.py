@@ -5,7 +5,6 @@ several GPUs or an Accelerate configuration, stages that can use several process
 `accelerate launch`, or under the command in `GAT_LAUNCH`. The commands in dvc.yaml are thus the same on every machine.
 """
 
-import errno
 import importlib
 import os
 import shlex
@@ -16,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from gat.config import MODEL, ParamsError, load_params
+from gat.files import is_disk_full
 from stages import load_checked_params
 from stages.processes import LAUNCHED, PATIENCE_SECONDS, SLOT, check_user, end_with_parent, launched_by_this
 
@@ -54,8 +54,7 @@ def main() -> None:
                 "compute.activation_checkpointing: true, or smaller compute.vae_batch and compute.sample_batch; "
                 f"`python -m stages plan` says what fits ({str(error).splitlines()[0]})"
             )
-        # Libraries that cannot write raise OSError, SafetensorError, RuntimeError, …
-        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+        if not is_disk_full(error):
             raise
         sys.exit(
             f"{name}: the disk is full: finished files are kept; free some space and run again to continue ({error})"

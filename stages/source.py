@@ -5,24 +5,34 @@ python -m stages source
 DVC cannot depend on a path from params.yaml, so this stage always runs. It reads the names, sizes and times of all
 files, and the content of those that are new since the last time. If its out is unchanged, no other stage reruns. For a
 hub id it reads only the name. Where the files are missing, as in a clone on another machine, the out stays as it is.
-It also checks the configurations of pretrained models.
+It also checks the configurations of pretrained models and, before images are cut, loads those that are new.
 """
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from platformdirs import user_cache_path
 
 from gat.config import MODEL, Params, ParamsError
 from gat.data.fingerprint import fingerprint
-from gat.data.kinds import VAE_FOLDERS, encoder_problem, vae_problem
+from gat.data.kinds import check_encoder, find_vae
 from gat.files import json_text, write_json
-from stages import ANALYSES, ARMS, SHOWCASE, SOURCE, WANTED_TEACHERS, locked_md5, locked_param, teacher_folder
-
-VAE_FILES = [f"{folder}/config.json".lstrip("/") for folder in VAE_FOLDERS]
+from stages import (
+    ANALYSES,
+    ARMS,
+    CHECKPOINTS,
+    IMAGES,
+    SHOWCASE,
+    SOURCE,
+    WANTED_TEACHERS,
+    locked_md5,
+    locked_param,
+    locked_values,
+    teacher_folder,
+)
 
 
 def main(params: Params) -> None:
@@ -31,6 +41,8 @@ def main(params: Params) -> None:
         if not runs:  # other stages depend on it
             folder.mkdir(parents=True, exist_ok=True)
     check_models(params)
+    if not IMAGES.exists():
+        load_models(params)
     write_json(WANTED_TEACHERS, teachers(params))
     source = params.data.source
     if not Path(source).exists() and (last := last_fingerprint(source)) is not None:
@@ -54,36 +66,67 @@ def teachers(params: Params) -> dict[str, dict[str, Any]]:
     return wanted
 
 
+class Model(NamedTuple):
+    """A pretrained model that params.yaml names."""
+
+    key: str
+    name: str
+    random_weights: bool | None  # of an encoder; None: it is an autoencoder
+
+
+def models(params: Params) -> list[Model]:
+    """The pretrained models, but for outs of this project and folders that are not on this machine."""
+    named = [("vae.pretrained", params.vae.pretrained, None), ("encoder.pretrained", params.encoder.pretrained, False)]
+    named += [(own["key"], own["teacher"], own["random_weights"]) for own in teachers(params).values()]
+    return [
+        Model(key, name, random)
+        for key, name, random in named
+        if name is not None and Path(name).parts[:1] != SOURCE.parts[:1] and (Path(name).exists() or not is_path(name))
+    ]
+
+
 def check_models(params: Params) -> None:
     """Check what the configurations of pretrained models say, before anything is computed for hours.
 
     Raises:
-        ParamsError: a model is of a kind that cannot be used.
+        ParamsError: a model cannot be used.
     """
-    encoders = {"encoder.pretrained": params.encoder.pretrained}
-    encoders |= {own["key"]: own["teacher"] for own in teachers(params).values()}
-    problems: dict[str, tuple[str, str | None]] = {}
-    for key, name in encoders.items():
-        if name is not None and (config := model_file(name, "config.json")) is not None:
-            problems[key] = name, encoder_problem(config, model_file(name, "preprocessor_config.json"))
-    vae = params.vae.pretrained
-    found = [] if vae is None else [config for file in VAE_FILES if (config := model_file(vae, file)) is not None]
-    if found and all(vae_problem(config) for config in found):
-        problems["vae.pretrained"] = str(vae), vae_problem(found[0])
-    for key, (name, problem) in problems.items():
-        if problem is not None:
-            raise ParamsError(f"{key}: {name!r} {problem}")
-
-
-def model_file(name: str, file: str) -> dict[str, Any] | None:
-    """A JSON file of a model in a folder or, if it can be reached, on a hub; None if it is not there."""
-    path = Path(name) / file
-    if not Path(name).is_dir() and not name.startswith((".", "/", "~", "data/")):
+    for model in models(params):
         try:
-            path = Path(try_to_load_from_cache(name, file) or hf_hub_download(name, file))
-        except Exception:  # no such repository or file, no network, …; the stage that loads the model says which
-            return None
-    return json.loads(path.read_text()) if path.is_file() else None
+            if model.random_weights is None:
+                find_vae(model.name, model.key)
+            else:
+                check_encoder(model.name, model.key)
+        except ParamsError:
+            raise
+        except Exception:  # of the hub, if it has no such model or cannot be reached, which takes long to notice
+            return
+
+
+def load_models(params: Params) -> None:
+    """Load each pretrained model once, as the stages that use it do; but not those that dvc.lock names.
+
+    Raises:
+        ParamsError: a model cannot be loaded, or has weights that cannot be used.
+    """
+    known = locked_values()
+    new = {(model.name, model.random_weights): model for model in models(params) if model.name not in known}
+    for key, name, random_weights in new.values():
+        from gat.data.pretrained_vae import fetch_vae
+        from gat.data.vision import fetch_vision_model
+
+        print(f"{key}: loading {name}, to see whether it can be used", flush=True)
+        CHECKPOINTS.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=CHECKPOINTS) as folder:
+            if random_weights is None:
+                fetch_vae(name, Path(folder), key)
+            else:
+                fetch_vision_model(name, Path(folder), key, random_weights)
+
+
+def is_path(name: str) -> bool:
+    """Whether a value of params.yaml can only be a path, not a hub id."""
+    return name.startswith((".", "/", "~"))
 
 
 def last_fingerprint(source: str) -> dict[str, Any] | None:
@@ -94,7 +137,7 @@ def last_fingerprint(source: str) -> dict[str, Any] | None:
     """
     digest = locked_md5("source", SOURCE) if locked_param("source", "data.source") == source else None
     of_hub = hashlib.md5(json_text(fingerprint(source)).encode()).hexdigest()
-    if digest in (None, of_hub) and not source.startswith((".", "/", "~")):
+    if digest in (None, of_hub) and not is_path(source):
         return None
     try:
         content: dict[str, Any] = json.loads(read_out(SOURCE, digest))

@@ -1,6 +1,7 @@
 """Pretrained autoencoders as people have them, saved here in diffusers' own format."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from helpers import changed_params, save_vision_model
 
 from gat.config import Params, ParamsError
+from gat.data import vision
+from gat.data.kinds import vae_problem
 from gat.data.pretrained_vae import fetch_vae
-from stages.source import check_models
+from stages.source import check_models, load_models
 
 SIZES = {"block_out_channels": (8, 8), "down_block_types": ("DownEncoderBlock2D",) * 2, "norm_num_groups": 4}
 SIZES |= {"up_block_types": ("UpDecoderBlock2D",) * 2}
@@ -56,7 +59,26 @@ def test_autoencoders_that_cannot_be_used_are_refused_by_name(tmp_path):
     small(latents_mean=[1.0] * 4, latents_std=[2.0] * 4).save_pretrained(tmp_path / "normalized/vae")
     assert "has latents_mean" in refusal(tmp_path / "normalized")
     (tmp_path / "nothing").mkdir()
-    assert "cannot be read" in refusal(tmp_path / "nothing", early=False)
+    assert "has no config.json" in refusal(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"in_channels": 1}, "in_channels 1; allowed: 3"),
+        ({"out_channels": 4}, "out_channels 4; allowed: 3"),
+        ({"scaling_factor": 0}, "scaling_factor 0; allowed: a number above 0"),
+        ({"scaling_factor": -0.2}, "scaling_factor -0.2"),
+        ({"scaling_factor": None}, "scaling_factor None"),
+        ({"scaling_factor": "0.2"}, "scaling_factor 0.2"),
+        ({"scaling_factor": True}, "scaling_factor True"),
+    ],
+)
+def test_autoencoders_of_other_images_or_scales_are_refused(config, why):
+    usable = {"_class_name": "AutoencoderKL"}
+    assert vae_problem(usable) is None
+    assert vae_problem(usable | {"in_channels": 3, "out_channels": 3, "scaling_factor": 0.18215}) is None
+    assert f"has {why}" in vae_problem(usable | config)
 
 
 def test_weights_that_are_missing_or_not_finite_are_noticed(tmp_path):
@@ -68,6 +90,47 @@ def test_weights_that_are_missing_or_not_finite_are_noticed(tmp_path):
     config = json.loads((tmp_path / "short/config.json").read_text())
     (tmp_path / "short/config.json").write_text(json.dumps(config | {"layers_per_block": 2}))
     assert "lacks weights" in refusal(tmp_path / "short", early=False)
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", b"", None])
+def test_weights_that_cannot_be_read_are_one_line(content, tmp_path):
+    """Of an autoencoder in a subfolder, of which more is to be said than that it is not at the top."""
+    small().save_pretrained(tmp_path / "source/vae")
+    weights = tmp_path / "source/vae/diffusion_pytorch_model.safetensors"
+    weights.unlink() if content is None else weights.write_bytes(content)
+    assert re.search(r"cannot be read \(.*(git-lfs|diffusion_pytorch_model)", refusal(tmp_path / "source", early=False))
+
+
+def test_a_broken_configuration_is_one_line(tmp_path):
+    small().save_pretrained(tmp_path / "source/vae")
+    (tmp_path / "source/vae/config.json").write_text('{"_class_name": ')
+    assert "cannot be read (vae/config.json: Expecting value" in refusal(tmp_path / "source")
+
+
+def test_models_are_loaded_before_images_are_cut(tmp_path, monkeypatch):
+    """Once each, and not those that dvc.lock names: results were made from these."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("vit", "empty"):
+        save_vision_model(tmp_path / name, "ViT", image_size=28, patch_size=7, size=28)
+    small().save_pretrained(tmp_path / "vae")
+    (tmp_path / "empty/model.safetensors").unlink()
+
+    def load(encoder: str, teacher: str) -> None:
+        changes = f"{{vae: {{pretrained: ./vae}}, encoder: {{pretrained: {encoder}}}, repa: {{teacher: {teacher}}}}}"
+        load_models(Params.model_validate(changed_params(changes)))
+
+    loaded = []
+    fetch = vision.fetch_vision_model
+    monkeypatch.setattr(vision, "fetch_vision_model", lambda *args: (loaded.append(args[0]), fetch(*args)))
+    load("./vit", "vit")
+    assert loaded == ["./vit", "vit"]
+    load("vit", "vit")
+    assert loaded == ["./vit", "vit", "vit"]
+    with pytest.raises(ParamsError, match=r"^repa\.teacher: 'empty' cannot be read \(OSError: .*model\.safetensors"):
+        load("vit", "empty")
+    (tmp_path / "dvc.lock").write_text("stages: {source: {params: {params.yaml: {repa: {teacher: empty}}}}}")
+    load("data/encoder", "empty")
+    assert not [*(tmp_path / "checkpoints").iterdir()]
 
 
 def test_kinds_of_encoders_are_checked_before_anything_is_computed(tmp_path):

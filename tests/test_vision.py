@@ -1,6 +1,9 @@
 """Pretrained image encoders of all kinds, each of random weights in transformers' own format."""
 
+import errno
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from transformers import CLIPConfig, CLIPModel, ConvNextConfig, ConvNextModel, S
 from transformers.image_processing_base import ImageProcessingMixin
 
 from gat.config import Augment, ParamsError
+from gat.data.kinds import encoder_problem, input_size
 from gat.data.vision import VisionModel, features_of, fetch_vision_model
 from gat.evaluation.encoder import Encoder
 from gat.gan.augment import sample_augment_params
@@ -101,32 +105,111 @@ def test_random_weights_are_those_of_no_training(tmp_path):
     assert random == again
 
 
+def refusal(source: Path) -> str:
+    """What is said of an encoder when it is loaded."""
+    with pytest.raises(ParamsError) as error:
+        fetch_vision_model(str(source), source.with_name("out"), "repa.teacher")
+    assert str(error.value).startswith(f"repa.teacher: {str(source)!r} ")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def change(file: Path, **values: object) -> None:
+    """Change keys of a JSON file; None: remove them."""
+    content = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
 def test_what_cannot_be_used_is_refused_in_one_line(tmp_path):
     source = tmp_path / "source"
-
-    def refusal() -> str:
-        with pytest.raises(ParamsError) as error:
-            fetch_vision_model(str(source), tmp_path / "out", "repa.teacher")
-        assert str(error.value).startswith(f"repa.teacher: {str(source)!r} ")
-        return str(error.value)
-
     source.mkdir()
-    assert "has no config.json" in refusal()
+    assert "has no config.json" in refusal(source)
     ConvNextModel(ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4)).save_pretrained(source)
-    assert "is a convnext; allowed: clip, " in refusal()
+    assert "is a convnext; allowed: clip, " in refusal(source)
     save_vision_model(source, "ViT", **SMALL)
     (source / "preprocessor_config.json").unlink()
-    assert "has no preprocessor_config.json" in refusal()
+    assert "has no preprocessor_config.json" in refusal(source)
     ImageProcessingMixin(size=28).save_pretrained(source)
-    assert "has no image_mean and image_std" in refusal()
+    assert "has no image_mean and image_std" in refusal(source)
     save_vision_model(source, "ViT", **SMALL | {"size": 56})
-    assert "cannot be used: " in refusal()
+    assert "cannot be used: " in refusal(source)
     save_vision_model(source, "ViT", **SMALL)
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    assert "lacks weights: " in refusal()
+    change(source / "config.json", num_hidden_layers=3)
+    assert "lacks weights: " in refusal(source)
     save_vision_model(source, "ViT", **SMALL)
     model = VisionModel(source).model
     next(model.parameters()).data.fill_(torch.nan)
     model.save_pretrained(source)
-    assert "has weights that are not finite" in refusal()
+    assert "has weights that are not finite" in refusal(source)
+
+
+GIT_LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+WEIGHTS = {
+    "a pointer of git-lfs": lambda path: path.write_bytes(GIT_LFS),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("spoil", WEIGHTS.values(), ids=WEIGHTS)
+def test_weights_that_cannot_be_read_are_named_in_one_line(spoil, tmp_path):
+    spoil(save_vision_model(tmp_path / "source", "ViT", **SMALL) / "model.safetensors")
+    assert "cannot be read (" in refusal(tmp_path / "source")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ParamsError, match=r"^repa\.teacher: 'org/model' cannot be read \(LocalEntryNotFoundError: .*"):
+        fetch_vision_model("org/model", tmp_path / "out", "repa.teacher")
+
+
+def test_a_full_disk_is_no_fault_of_a_model(monkeypatch, tmp_path):
+    def write(*_, **__) -> None:
+        raise OSError("cannot download") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", write)
+    with pytest.raises(OSError, match="cannot download"):
+        fetch_vision_model(str(save_vision_model(tmp_path / "source")), tmp_path / "out", "repa.teacher")
+
+
+@pytest.mark.parametrize(
+    ("config", "preprocessor", "why"),
+    [
+        ({}, {"size": {"longest_edge": 224}}, "the size {'longest_edge': 224}"),
+        ({}, {"size": None}, "the size None"),
+        ({}, {"size": "large"}, "the size large"),
+        ({}, {"image_mean": [0.5]}, "image_mean [0.5] in preprocessor_config.json; allowed: three numbers"),
+        ({}, {"image_std": 0.5}, "image_std 0.5"),
+        ({}, {"image_std": [1, 1, "1"]}, "image_std [1, 1, '1']"),
+        ({}, {"image_std": [1, 1, 0]}, "image_std [1, 1, 0] in preprocessor_config.json; allowed: three numbers above"),
+        ({}, {"do_normalize": False}, "do_normalize false in preprocessor_config.json; allowed: true"),
+        ({}, {"do_rescale": False}, "do_rescale false"),
+        ({}, {"rescale_factor": 1 / 127.5}, "rescale_factor 0.0078"),
+        ({"num_channels": 1}, {}, "num_channels 1; allowed: 3"),
+        ({"model_type": "clip", "vision_config": {"num_channels": 4}}, {}, "num_channels 4; allowed: 3"),
+    ],
+)
+def test_configurations_of_other_images_are_refused(config, preprocessor, why):
+    usable = IMAGENET | {"size": 224, "do_rescale": True, "rescale_factor": 0.00392156862745098}
+    assert encoder_problem({"model_type": "vit"}, usable) is None
+    assert f"has {why}" in encoder_problem({"model_type": "vit"} | config, usable | preprocessor)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"size": 224}, 224),
+        ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, 224),
+        ({"size": {"height": 384, "width": 384}}, 384),
+        ({"size": {"shortest_edge": 224}, "crop_size": None}, 224),
+    ],
+)
+def test_the_size_of_images_is_found_as_preprocessors_write_it(settings, size):
+    assert input_size(settings) == size
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(("content", "why"), [('{"model_type": "v', "Unterminated string"), ("[]", "no JSON object")])
+def test_a_broken_configuration_is_one_line(file, content, why, tmp_path):
+    (save_vision_model(tmp_path / "source", "ViT", **SMALL) / file).write_text(content)
+    assert re.search(rf"cannot be read \({file}.*{why}", refusal(tmp_path / "source"))

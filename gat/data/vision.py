@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gat.config import ParamsError
-from gat.data.kinds import OF_IMAGES_AND_TEXTS, PREFIX, encoder_problem
+from gat.data.kinds import OF_IMAGES_AND_TEXTS, PREFIX, check_encoder, input_size, loading
 
 
 class VisionModel:
@@ -44,7 +44,7 @@ class VisionModel:
         config = self.model.config
         self.width: int = config.hidden_sizes[-1] if config.model_type == "resnet" else config.hidden_size
         settings, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
-        self.size = _input_size(settings)
+        self.size = input_size(settings)
         statistics = torch.tensor([settings["image_mean"], settings["image_std"]], device=device)
         self.mean, self.std = statistics[:, None, :, None, None].unbind()
         with torch.no_grad():
@@ -54,19 +54,13 @@ class VisionModel:
             raise ValueError(f"its {patches.shape[1]} patches are no square")
 
 
-def _input_size(settings: dict[str, Any]) -> int:
-    """The side of input images by a `preprocessor_config.json`."""
-    size = settings.get("crop_size") or settings["size"]
-    return int(size if isinstance(size, int) else size.get("height") or size["shortest_edge"])
-
-
 def untrained_vision_model(folder: str | Path) -> tuple[nn.Module, int]:
     """A model like that in a folder of `fetch_vision_model` with random weights, and the side of its input images."""
     from transformers import AutoConfig, AutoModel
     from transformers.image_processing_base import ImageProcessingMixin
 
     settings, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
-    return AutoModel.from_config(AutoConfig.from_pretrained(folder)), _input_size(settings)
+    return AutoModel.from_config(AutoConfig.from_pretrained(folder)), input_size(settings)
 
 
 def features_of(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +91,8 @@ def fetch_vision_model(name: str, folder: Path, key: str, random_weights: bool =
         random_weights: instead of its own.
 
     Raises:
-        ParamsError: it is of another kind, does not say how its images are normalized, or lacks weights.
+        ParamsError: it is of another kind, does not say how its images are normalized, cannot be read or used, or its
+            weights are missing or not finite.
     """
     import transformers
     from transformers import AutoConfig, AutoModel
@@ -109,34 +104,29 @@ def fetch_vision_model(name: str, folder: Path, key: str, random_weights: bool =
     def refuse(why: str) -> ParamsError:
         return ParamsError(f"{key}: {name!r} {why}")
 
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise refuse("has no config.json; allowed: a model in transformers' format")
-    config = AutoConfig.from_pretrained(name)
-    kind = config.model_type
-    try:
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    except OSError:
-        settings = None
-    problem = encoder_problem(config.to_dict(), settings)
-    if problem is not None or settings is None:
-        raise refuse(str(problem))
-    if random_weights:
-        part = getattr(config, "vision_config", config) if kind in OF_IMAGES_AND_TEXTS else config
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = AutoModel.from_config(part)
-    else:
-        loader: Any = getattr(transformers, OF_IMAGES_AND_TEXTS.get(kind, "AutoModel"))
-        model, loaded = loader.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-        if lacking := sorted(key for key in loaded["missing_keys"] if "pooler" not in key):
-            raise refuse(f"lacks weights: {lacking[0]} and {len(lacking) - 1} more")
-        if not all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):
-            raise refuse("has weights that are not finite")
+    missing: list[str] = []
+    with loading(name, key):
+        settings = check_encoder(name, key)
+        config = AutoConfig.from_pretrained(name)
+        kind = config.model_type
+        if random_weights:
+            part = getattr(config, "vision_config", config) if kind in OF_IMAGES_AND_TEXTS else config
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                model = AutoModel.from_config(part)
+        else:
+            loader: Any = getattr(transformers, OF_IMAGES_AND_TEXTS.get(kind, "AutoModel"))
+            model, loaded = loader.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise refuse(f"lacks weights: {missing[0]} and {len(missing) - 1} more")
+    if not all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):
+        raise refuse("has weights that are not finite")
     if kind == "vit_mae":
         model.config.mask_ratio = 0.0
     model.save_pretrained(folder)
     ImageProcessingMixin(**settings).save_pretrained(folder)
     try:
         VisionModel(folder)
-    except (ValueError, RuntimeError) as error:
-        raise refuse(f"cannot be used: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of its own code, for images of this size
+        raise refuse(f"cannot be used: {' '.join(str(error).split())[:300]}") from None
