@@ -31,20 +31,40 @@ IMPORTED = (
 )
 
 
-def clean(environment: dict[str, str], settings: str) -> dict[str, str]:
+def settings(python: str, environment: dict[str, str]) -> str:
+    """What `pip config list` prints of all of pip's files: lines such as global.index-url='https://…'."""
+    shown = {name: value for name, value in environment.items() if not name.startswith(("PIP_", "PYTHON"))}
+    shown |= {name: value for name, value in environment.items() if name == "PIP_CONFIG_FILE"}
+    shown |= dict.fromkeys(("PIP_USER", "PIP_GLOBAL", "PIP_SITE", "PIP_ISOLATED", "PIP_QUIET"), "0")  # of `pip config`
+    return subprocess.run([python, "-m", "pip", "config", "list"], env=shown, capture_output=True, text=True).stdout
+
+
+def clean(environment: dict[str, str], listed: str) -> dict[str, str]:
     """An environment without Python's and pip's variables, but with the sources of packages.
+
+    As in pip, variables take precedence over the section `install` of files, and that over `global`; other sections
+    and empty values are ignored.
 
     Args:
         environment: as it is.
-        settings: what `pip config list` prints: lines such as global.index-url='https://…', or :env:.cert='…'.
+        listed: see `settings`.
     """
+    lines = [line.partition("=") for line in listed.splitlines()]
+    found = [
+        (key.removeprefix(section), str(ast.literal_eval(value)))
+        for section in ("global.", "install.")
+        for key, _, value in lines
+        if key.startswith(section)
+    ]
+    found += [(name.removeprefix("PIP_"), value) for name, value in environment.items() if name.startswith("PIP_")]
     kept = {name: value for name, value in environment.items() if not name.startswith(("PIP_", "PYTHON"))}
     kept["PIP_CONFIG_FILE"] = os.devnull
-    for line in settings.splitlines():
-        key, _, value = line.partition("=")
-        option = key.rpartition(".")[2].replace("_", "-")
-        if option in SOURCES:
-            kept["PIP_" + option.upper().replace("-", "_")] = str(ast.literal_eval(value))
+    for name, value in found:
+        option = name.lower().replace("_", "-")
+        if option in SOURCES and value:
+            variable = f"PIP_{option.upper().replace('-', '_')}"
+            kept.pop(variable, None)  # of timeout and default-timeout, for example, pip uses the last
+            kept[variable] = value
     return kept
 
 
@@ -61,9 +81,7 @@ def main() -> None:
     print(f"installing requirements.lock into {FOLDER}, a few minutes the first time", flush=True)
     venv.create(FOLDER, with_pip=True)
     python = str(FOLDER / "bin/python")
-    isolated = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    listed = subprocess.run([python, "-m", "pip", "config", "list"], env=isolated, capture_output=True, text=True)
-    environment = clean(dict(os.environ), listed.stdout)
+    environment = clean(dict(os.environ), settings(python, dict(os.environ)))
     cache = subprocess.run([python, "-m", "pip", "cache", "dir"], env=environment, capture_output=True, text=True)
     if not is_writable(Path(cache.stdout.strip())):  # pip could not keep the packages that it builds
         environment["PIP_NO_CACHE_DIR"] = "1"

@@ -8,26 +8,57 @@ import sys
 import pytest
 from conftest import ROOT
 
-from stages.install import clean, is_writable
+from stages.install import clean, is_writable, settings
 
-SETTINGS = """\
+LISTED = """\
 :env:.user='1'
-:env:.find-links='/wheels'
+download.proxy='http://other.example'
+global.cert='/global.pem'
 global.extra-index-url='https://one.example\\nhttps://two.example'
+global.find-links='/elsewhere'
+global.proxy='http://proxy.example'
+global.timeout='5'
+install.cert='/install.pem'
+install.no-index=''
 install.target='/elsewhere'
 user.constraint='/constraints.txt'
 """
 
 
 def test_sources_of_packages_are_kept_and_all_else_is_dropped():
+    """Of several values of one option, the one that pip uses."""
     environment = {"PATH": "/bin", "HOME": "/h", "PIP_USER": "1", "PIP_CONSTRAINT": "/c", "PYTHONPATH": "/p"}
-    assert clean(environment, SETTINGS) == {
+    environment |= {"PIP_FIND_LINKS": "/wheels", "PIP_PROXY": "", "PIP_DEFAULT_TIMEOUT": "9"}
+    kept = clean(environment, LISTED)
+    assert kept == {
         "PATH": "/bin",
         "HOME": "/h",
         "PIP_CONFIG_FILE": os.devnull,
-        "PIP_FIND_LINKS": "/wheels",
+        "PIP_CERT": "/install.pem",
         "PIP_EXTRA_INDEX_URL": "https://one.example\nhttps://two.example",
+        "PIP_FIND_LINKS": "/wheels",
+        "PIP_PROXY": "http://proxy.example",
+        "PIP_TIMEOUT": "5",
+        "PIP_DEFAULT_TIMEOUT": "9",
     }
+    assert [*kept].index("PIP_DEFAULT_TIMEOUT") > [*kept].index("PIP_TIMEOUT")  # the same option; pip uses the last
+
+
+def test_no_setting_hides_others(tmp_path):
+    """Variables and files may have options of `pip config` itself."""
+    for folder, text in (
+        ("user/pip", "[global]\nuser = 1\nquiet = 1\nisolated = 1\n[install]\nindex-url = https://one.example\n"),
+        ("all/pip", "[global]\nproxy = http://a.example\n"),
+    ):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "pip.conf").write_text(text)
+    environment = {"PATH": os.environ["PATH"], "XDG_CONFIG_HOME": f"{tmp_path}/user"}
+    environment["XDG_CONFIG_DIRS"] = f"{tmp_path}/all"
+    environment |= dict.fromkeys(("PIP_USER", "PIP_GLOBAL", "PIP_SITE", "PIP_QUIET", "PIP_ISOLATED"), "1")
+    kept = clean(environment, settings(sys.executable, environment))
+    assert (kept["PIP_INDEX_URL"], kept["PIP_PROXY"]) == ("https://one.example", "http://a.example")
+    file = {"PIP_CONFIG_FILE": f"{tmp_path}/user/pip/pip.conf"}
+    assert "install.index-url='https://one.example'\n" in settings(sys.executable, environment | file)
 
 
 def test_a_cache_in_a_folder_that_cannot_be_written_is_not_used(tmp_path, monkeypatch):
