@@ -1,16 +1,19 @@
 """All metrics of images: with Inception's further outputs and the encoder."""
 
 import dataclasses
+import io
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from cleanfid.inception_torchscript import InceptionV3W
+from conftest import ROOT
 from scipy.ndimage import map_coordinates
 from torch import Tensor, nn
 
-from gat.config import ParamsError
+from gat.config import ParamsError, load_params
 from gat.data.images import Images
 from gat.evaluation.encoder import train_encoder
 from gat.evaluation.extractor import save_extractor
@@ -18,7 +21,7 @@ from gat.evaluation.fid import fid
 from gat.evaluation.inception import SIDE, InceptionOutputs, inception_score, split, tensorflow_resize
 from gat.evaluation.measure import Measure, References
 from gat.report.columns import METRICS
-from stages.extractor import check
+from stages.extractor import main
 
 CLASSES = 6
 
@@ -156,11 +159,45 @@ def test_references_come_back_from_their_files(digits, folder, encoder, tmp_path
     assert fid(features.encoder, loaded.encoder) == pytest.approx(0, abs=1e-3)
 
 
-def test_weights_of_a_download_that_was_cut_short_are_no_extractor(tmp_path, monkeypatch):
-    def cut(folder: str) -> None:
-        (Path(folder) / "inception-2015-12-05.pt").write_bytes(b"PK\x03\x04 and no more")
+class Other(nn.Module):
+    """A model that PyTorch can read, but no Inception."""
 
-    monkeypatch.setattr("gat.evaluation.extractor.check_download_inception", cut)
-    save_extractor(tmp_path / "extractor", "inception", "clean")
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+def scripted(model: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(model), buffer)
+    return buffer.getvalue()
+
+
+DOWNLOADED = {
+    "cut short": b"PK\x03\x04 and no more",
+    "empty": b"",
+    "a page": b"<html>quota exceeded</html>",
+    "another model": scripted(Other()),
+}
+
+
+@pytest.mark.parametrize("content", DOWNLOADED.values(), ids=DOWNLOADED)
+def test_what_was_downloaded_in_place_of_weights_is_no_extractor(content, tmp_path, monkeypatch):
+    def download(folder: str) -> None:
+        (Path(folder) / "inception-2015-12-05.pt").write_bytes(content)
+
+    monkeypatch.setattr("gat.evaluation.extractor.check_download_inception", download)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ParamsError, match=r"^metrics\.extractor: its weights cannot be read .* run again to download"):
-        check(tmp_path / "extractor")
+        main(load_params(ROOT / "profiles/cifar10.yaml"))
+    assert not [*Path("data").iterdir()]
+
+
+def test_without_a_network_inception_is_one_line(tmp_path, monkeypatch):
+    def fail(_) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParamsError, match=r"^metrics\.extractor: 'inception' cannot be read \(URLError: .*no network"):
+        main(load_params(ROOT / "profiles/cifar10.yaml"))
+    assert not [*Path("data").iterdir()]
