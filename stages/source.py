@@ -140,6 +140,8 @@ def last_fingerprint(source: str) -> dict[str, Any] | None:
     if digest in (None, of_hub) and not is_path(source):
         return None
     try:
+        if digest is None:
+            raise FileNotFoundError(source)
         content: dict[str, Any] = json.loads(read_out(SOURCE, digest))
     except Exception:  # of DVC, if the cache has none and there is no remote, or it cannot be reached
         raise ParamsError(
@@ -149,18 +151,23 @@ def last_fingerprint(source: str) -> dict[str, Any] | None:
     return content if "files" in content else None
 
 
-def read_out(path: Path, digest: str | None) -> bytes:
+def read_out(path: Path, digest: str) -> bytes:
     """The content of an out by its MD5 in dvc.lock: the file if it has it, else from DVC's cache or a remote.
 
     Raises:
-        Exception: of DVC, if there is none.
+        ValueError: what DVC has is another one, as a cache whose files were written to.
+        Exception: of DVC, if it has none.
     """
-    if digest is None:
-        raise FileNotFoundError(path)
-    if path.exists() and hashlib.md5(content := path.read_bytes()).hexdigest() == digest:
+
+    def fits(content: bytes) -> bool:
+        return hashlib.md5(content).hexdigest() == digest
+
+    if path.exists() and fits(content := path.read_bytes()):
         return content
     from dvc.repo import Repo
 
     with Repo() as repo:
-        found: bytes = repo.datafs.cat_file(str(path))  # `dvc.api` would read the file
-    return found
+        content = repo.datafs.cat_file(str(path))  # `dvc.api` would read the file
+    if not fits(content):
+        raise ValueError(path)
+    return content
