@@ -291,11 +291,11 @@ def test_a_full_gpu_is_one_line_that_says_what_to_change(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib\n"
         "find = importlib.import_module\n"
-        "def full(name, *package):\n"
+        "def full(name, package=None):\n"
         "    if name == 'stages.vae':\n"
         "        import torch\n"
         "        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\\nGPU 0 has …')\n"
-        "    return find(name, *package)\n"
+        "    return find(name, package)\n"
         "importlib.import_module = full\n"
     )
     done = run_stage(tmp_path, "stages", "vae", DVC_STAGE="vae", PYTHONPATH=f"{tmp_path}:{ROOT}")

@@ -96,17 +96,16 @@ def plan_run(
         raise ParamsError(f"train.batch_size: {recipe.train.batch_size} does not divide among {gpus} GPUs")
     costs: list[StepCost] = []
     for checkpointing in (False, True):
-        progress(f"{run}{', checkpointing' * checkpointing}")
+        what = f"{run}{', checkpointing' * checkpointing}"
+        progress(what)
         planner = StepPlanner(recipe, data, params.data.resolution, machine.card, precision, gpus, checkpointing)
-        micro_batch = planner.local
-        while True:
-            progress(f"{run}{', checkpointing' * checkpointing}, micro-batch {micro_batch}")
-            costs.append(planner.cost(micro_batch))
-            # A smaller one fits, too, and takes longer.
-            if costs[-1].needs(compute.compile) <= machine.card.memory or micro_batch % 2:
-                break
-            micro_batch //= 2
-        if len(costs) == 1 and costs[0].needs(compute.compile) <= machine.card.memory:
+
+        def cost(micro_batch: int, planner: StepPlanner = planner, what: str = what) -> StepCost:
+            progress(f"{what}, micro-batch {micro_batch}")
+            return planner.cost(micro_batch)
+
+        costs += _costs(planner.local, cost, lambda cost: machine.card.memory - cost.needs(compute.compile))
+        if costs[0].needs(compute.compile) <= machine.card.memory:
             break  # nothing is faster
     fitting = [cost for cost in costs if cost.needs(compute.compile) <= machine.card.memory]
     best = min(fitting, key=lambda cost: cost.eager_seconds, default=None)
@@ -124,6 +123,33 @@ def plan_run(
         seconds=None if best is None else best.seconds(machine.card, precision),
         checkpoint_bytes=planner.checkpoint_bytes,
     )
+
+
+def _costs(local: int, cost: Callable[[int], StepCost], free: Callable[[StepCost], float]) -> list[StepCost]:
+    """Costs of the whole share of a batch and, if it does not fit, of the largest micro-batch that does.
+
+    Args:
+        local: the share; micro-batches are halves of it, halves of these, and so on.
+        cost: of a micro-batch.
+        free: memory that is left; it is linear in the micro-batch where there are several.
+    """
+    sizes = [local]
+    while sizes[-1] % 2 == 0:
+        sizes.append(sizes[-1] // 2)
+    found = [cost(local)]
+    if free(found[0]) >= 0 or len(sizes) == 1:
+        return found
+    found.append(cost(sizes[-1]))
+    if free(found[1]) < 0 or len(sizes) == 2:
+        return found
+    found.append(cost(sizes[-2]))
+    each = (free(found[1]) - free(found[2])) / (sizes[-2] - sizes[-1])
+    for size in sizes[1:-2]:
+        if free(found[1]) - each * (size - sizes[-1]) >= 0:
+            found.append(cost(size))
+            if free(found[-1]) >= 0:
+                break
+    return found
 
 
 def disk_bytes(params: Params, data: DataSize, plans: Sequence[RunPlan], jobs: int) -> dict[str, float]:
