@@ -75,10 +75,10 @@ def save_teacher(folder: Path) -> Path:
     return save_vision_model(folder)
 
 
-def on_two_processes(script: str | Path, *arguments: object) -> None:
-    """Run a test file as a program on two processes."""
+def on_processes(count: int, script: str | Path, *arguments: object) -> None:
+    """Run a test file as a program on several processes."""
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", script, *map(str, arguments)],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), script, *map(str, arguments)],
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
         check=True,
     )

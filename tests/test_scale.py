@@ -15,7 +15,7 @@ from accelerate import PartialState
 from conftest import ROOT
 from diffusers import AutoencoderKL
 from dvc.repo import Repo
-from helpers import on_two_processes
+from helpers import on_processes
 from project import ALWAYS, SHARED, Project, ran
 from sklearn.datasets import load_sample_images
 from transformers import Dinov2Config, Dinov2Model
@@ -150,7 +150,7 @@ def test_each_profiles_graph_has_a_stage_for_each_training(profile, tmp_path):
 def test_folder_is_published_once_a_slow_process_has_read_it(tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work/images.json").write_text("[]")
-    on_two_processes(__file__, tmp_path)
+    on_processes(2, __file__, tmp_path)
     assert (tmp_path / "out/images.json").read_text() == "[]"
     assert not (tmp_path / "work").exists()
     publish(tmp_path / "out", tmp_path / "copy", keep=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from helpers import SIZE, assert_states_equal, make_trainer, on_two_processes, save_teacher
+from helpers import SIZE, assert_states_equal, make_trainer, on_processes, save_teacher
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -51,8 +51,8 @@ def everything(given: Path, out: Path, accelerator: Accelerator) -> None:
         np.save(out / "features.npy", features)
         reference.save(out / "reference.npz")
     torch.set_default_dtype(torch.float64)
-    two = accelerator.num_processes == 2
-    compute = Compute(micro_batch=4 if two else None, save_minutes=0)
+    alone = accelerator.num_processes == 1
+    compute = Compute(micro_batch=None if alone else 4, save_minutes=0)
     teacher, latents = Teacher(str(given / "teacher")), Latents(given / "latents")
     trainer, batches = make_trainer(accelerator, latents, teacher=teacher, images=images, compute=compute, steps=12)
     fit(trainer, batches, out / "checkpoints")
@@ -81,7 +81,7 @@ def one_and_two(given, accelerator, tmp_path_factory) -> tuple[Path, Path]:
         everything(given, one, accelerator)
     finally:
         torch.set_default_dtype(torch.float32)
-    on_two_processes(__file__, given, two)
+    on_processes(2, __file__, given, two)
     return one, two
 
 
@@ -138,11 +138,23 @@ def test_two_processes_of_micro_batches_train_as_one_does_and_their_checkpoints_
 
 
 @pytest.mark.thorough
+def test_four_processes_make_what_one_does(one_and_two, given, tmp_path):
+    on_processes(4, __file__, given, tmp_path)
+    assert_states_equal(last_checkpoint(tmp_path), last_checkpoint(one_and_two[0]), 1e-6)
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert names == sorted(path.name for path in (one_and_two[0] / "images").iterdir())
+    for name in names:
+        assert (tmp_path / "images" / name).read_bytes() == (one_and_two[0] / "images" / name).read_bytes()
+    near = {"rtol": 1e-2, "atol": 1e-2}  # pixels that round differently
+    np.testing.assert_allclose(np.load(tmp_path / "features.npy"), np.load(one_and_two[0] / "features.npy"), **near)
+
+
+@pytest.mark.thorough
 def test_two_processes_go_on_from_the_checkpoint_of_one(one_and_two, given, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     half = one_and_two[0] / "checkpoints/step-00000011.safetensors"
     (tmp_path / "checkpoints" / half.name).write_bytes(half.read_bytes())
-    on_two_processes(__file__, given, tmp_path)
+    on_processes(2, __file__, given, tmp_path)
     assert_states_equal(last_checkpoint(tmp_path), last_checkpoint(one_and_two[0]), 1e-6)
 
 
@@ -332,7 +344,7 @@ def test_batch_that_does_not_divide_and_networks_of_other_levels_are_refused(acc
 if __name__ == "__main__":  # one of two processes
     torch.set_num_threads(1)
     distributed = Accelerator(cpu=True)
-    assert distributed.num_processes == 2
+    assert distributed.num_processes > 1
     everything(Path(sys.argv[1]), Path(sys.argv[2]), distributed)
 
 

@@ -218,7 +218,7 @@ def _discriminators(by_run: Runs) -> list[dict[str, Any]]:
             "title": "What the discriminator knows of classes",
             "text": f"Accuracy on {images}: share whose class most of the ten nearest training images have, in the "
             f"[cls] token or in the mean of the other tokens after a block (chance: {1 / first['classes']:.3g}). "
-            f"CKNNA: alignment of [cls] after the last block with the features of the {first['reference']}, of the "
+            f"CKNNA: alignment of [cls] after the last block with the features of {first['reference']}, of the "
             "same images. Untrained: the same of a discriminator with random weights.",
             "columns": ["run", "weights", *blocks, "CKNNA"],
             "rows": rows,
@@ -226,7 +226,7 @@ def _discriminators(by_run: Runs) -> list[dict[str, Any]]:
         },
         {
             "title": "How much the discriminator's features are like another network's",
-            "text": f"CKNNA with the features of the {first['reference']}; the table above has the values.",
+            "text": f"CKNNA with the features of {first['reference']}; the table above has the values.",
             "columns": [],
             "rows": [],
             "plot": plot("CKNNA", "CKNNA"),
