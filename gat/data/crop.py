@@ -43,7 +43,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floats, whose white level is unknown; convert it to 8 bits")
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
+        grey: np.ndarray = np.asarray(image).astype(np.int64)
         if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
             raise ValueError("its pixels have 32 bits, whose white level is unknown; convert it to 8 bits")
         if 0 < grey.max(initial=0) < 4096:
