@@ -36,7 +36,8 @@ def main(params: Params) -> None:
         analyses,
     )
     claims = {name: claim for name, claim in params.claims.items() if name in chosen}
-    content = summarize(claims, measured, rates_table(params) if RATES_CLAIM in chosen else None)
+    rates = rates_table(params) if RATES_CLAIM in chosen else None
+    content = summarize(claims, measured, rates, len(params.claims))
     write_json(SUMMARY, {"key": claims_key(params)} | content)
     with atomic_write(REPORTS / "claims.md") as path:
         command = "make claims" + ("" if [*chosen] == known else f' CLAIMS="{" ".join(chosen)}"')

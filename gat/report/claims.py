@@ -44,19 +44,23 @@ def alignment(result: Result) -> float:
     return float(result["discriminator"]["trained"]["cknna"])
 
 
-def summarize(claims: Mapping[str, Claim], measured: Measured, rates: pd.DataFrame | None) -> dict[str, Any]:
+def summarize(
+    claims: Mapping[str, Claim], measured: Measured, rates: pd.DataFrame | None, count: int = 0
+) -> dict[str, Any]:
     """What tables, figures and the page show of claims and analyses, as JSON.
 
     Args:
         claims: by name.
         measured: the trainings that they compare, and all that were analyzed.
         rates: a row for each training of `rates`, see `gat.report.learning_rates`; None: not asked for.
+        count: of all claims, if these are only some.
     """
     comparisons = {}
     for name, claim in claims.items():
         arm, baseline = (measured.values(claim.measure, run) for run in (claim.arm, claim.baseline))
         comparisons[name] = compare(arm, baseline, logarithmic=min(*arm, *baseline) > 0)
-    verdicts = judge([ExpectedDifference(comparisons[name], claim.expected) for name, claim in claims.items()])
+    expected = [ExpectedDifference(comparisons[name], claim.expected) for name, claim in claims.items()]
+    verdicts = judge(expected, count)
     rows = [
         _row(name, claim, measured, comparisons[name], verdict)
         for (name, claim), verdict in zip(claims.items(), verdicts, strict=True)

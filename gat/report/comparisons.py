@@ -82,17 +82,22 @@ def compare(sample: ArrayLike, baseline: ArrayLike, logarithmic: bool = True) ->
     return Comparison(difference, low, high, float(welch.pvalue), p_equal, logarithmic)
 
 
-def judge(claims: Sequence[ExpectedDifference]) -> list[Verdict]:
-    """Verdicts on the claims of one table, by Holm's procedure at `ALPHA`.
+def judge(claims: Sequence[ExpectedDifference], count: int = 0) -> list[Verdict]:
+    """Verdicts on claims, by Holm's procedure at `ALPHA`.
 
     A claim is shown if the interval of its comparison lies on its side, contradicted if it lies on the other side or
     within ±10 % of equal, and else undecided. The intervals' level is such that the chance of one or more wrong
-    verdicts in the table is at most `ALPHA`.
+    verdicts is at most `ALPHA`.
+
+    Args:
+        claims: those whose trainings are done.
+        count: of all claims, if there are more. When the others come, they can decide more of these, but not fewer.
     """
     verdicts: list[Verdict] = ["undecided"] * len(claims)
     testable = [i for i, claim in enumerate(claims) if not np.isnan(claim.p)]
+    missing = max(0, count - len(claims))
     for rank, i in enumerate(sorted(testable, key=lambda i: claims[i].p)):
-        if claims[i].p > ALPHA / (len(testable) - rank):
+        if claims[i].p > ALPHA / (len(testable) + missing - rank):
             break
         verdicts[i] = claims[i].decided
     return verdicts
