@@ -148,7 +148,7 @@ def last_fingerprint(source: str) -> dict[str, Any] | None:
             f"data.source: {source!r} is not allowed; allowed: a file or folder that exists, or one from which images "
             "were made on another machine (dvc pull)"
         ) from None
-    return content if "files" in content else None
+    return content if "files" in content or is_path(source) else None
 
 
 def read_out(path: Path, digest: str) -> bytes:

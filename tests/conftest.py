@@ -1,6 +1,9 @@
 """Small real things that many tests need."""
 
 import os
+
+os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # before matplotlib is imported, as stages do
+
 from collections.abc import Iterator
 from typing import Any
 

@@ -540,3 +540,12 @@ def test_a_zip_file_without_classes_is_refused(tmp_path):
     for files in (images("a.png", "b.png"), images("all/a/0.png", "all/b/0.png")):
         with pytest.raises(ParamsError, match=r"^data\.label_column: .* has neither dataset\.json nor class folders"):
             load_source(packed(tmp_path / "source", files, zipped=True))
+
+
+def test_tables_are_read_where_the_cache_of_datasets_cannot_be_written(tmp_path, monkeypatch):
+    """As with a read-only home. A test that runs as root cannot make a folder that it may not write to."""
+    table([0], Value("int64")).to_parquet(tmp_path / "a.parquet")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "home/.cache")
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    assert len(load_source(str(tmp_path / "a.parquet")).data) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet"]

@@ -5,11 +5,15 @@ other files. Every file in the folder, or in its chosen split, is in `Source.dat
 Zip files of images are read here, too. In both, `dataset.json` of StyleGAN's and EDM's dataset_tool.py has the labels.
 """
 
+import atexit
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZipFile
@@ -438,16 +442,28 @@ def _labelled(data: Any, labels: list[Any]) -> Any:
         raise ParamsError(f"data.label_column: not one kind of labels, but several ({_reason(error)})") from None
 
 
+def _cache_folder() -> str | None:
+    """Where `datasets` keeps tables that it reads; None: in its own folder, unless that cannot be written to."""
+    import datasets
+
+    own = Path(datasets.config.HF_DATASETS_CACHE)
+    if os.access(next(path for path in (own, *own.parents) if path.exists()), os.W_OK):
+        return None
+    folder = tempfile.mkdtemp(prefix="gat-tables-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _load_dataset(source: str, split: str) -> Any:
     """Load a file, a folder of tables, a saved data set, or a hub id with `datasets`."""
     import datasets
     from huggingface_hub import HfApi
 
-    path = Path(source)
+    path, load = Path(source), partial(datasets.load_dataset, split=split, cache_dir=_cache_folder())
     suffix = path.suffix.lower()
     try:
         if path.is_file() and suffix in READERS:
-            return datasets.load_dataset(READERS[suffix], data_files=source, split=split)
+            return load(READERS[suffix], data_files=source)
         if path.is_file():
             kind = "an archive; unpack it and use the folder" if suffix in ARCHIVES else "no folder and no table"
             raise ParamsError(f"data.source: {source} is {kind}; tables: {', '.join(READERS)}")
@@ -455,10 +471,10 @@ def _load_dataset(source: str, split: str) -> Any:
             saved = datasets.load_from_disk(source)
             return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
         if path.is_dir():
-            return datasets.load_dataset(str(path.resolve()), split=split)
+            return load(str(path.resolve()))
         if "/" not in source:  # else `datasets` uses its cache of any folder that had this name
             HfApi().dataset_info(source, timeout=20)
-        return datasets.load_dataset(source, split=split)
+        return load(source)
     except ParamsError:
         raise
     except Exception as error:  # readers raise ArrowInvalid, OSError, KeyError, HTTPError, …
