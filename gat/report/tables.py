@@ -132,7 +132,7 @@ def sizes_section(study: pd.DataFrame) -> list[str]:
 COMPARED = (
     "Ratio: of the geometric means over seeds, with Welch's 95% interval; it and p are of this comparison alone. A "
     "claim is shown if the ratio differs from 1 in the claimed direction, contradicted if it differs in the other or "
-    "is within ±10% of 1, and otherwise undecided. Verdicts allow for the number of claims in docs/claims.md by Holm's "
+    "is within ±10% of 1, and otherwise undecided. Verdicts allow for the number of all claims by Holm's "
     "procedure, so that a claim may be undecided where its interval excludes 1; the chance of any wrong one is at most "
     f"{ALPHA:.0%} if log FID is normal over seeds."
 )
