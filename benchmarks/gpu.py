@@ -32,7 +32,7 @@ from gat.gan.repa import Teacher
 from gat.runtime import choose_precision, make_accelerator
 from gat.study.networks import make_trainer
 from gat.study.plan import DataSize, Machine, guess_data, plan_run
-from gat.study.planner import GIB, Card, load_cards
+from gat.study.planner import GIB, Card, find_card
 
 WARMUP, STEPS, SAMPLES = 3, 8, 256
 TOLERANCE = 0.2  # of the plan of memory
@@ -138,12 +138,12 @@ def main() -> None:
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("PyTorch finds no GPU here")
-    cards, name = load_cards(), torch.cuda.get_device_name()
-    known = [card for card in cards if card.lower() in name.lower().replace(" ", "")]
-    if not known:
+    name = torch.cuda.get_device_name()
+    card = find_card(name)
+    if card is None:
         sys.exit(f"{name} is not in gat/study/gpus.yaml; add its data sheet")
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
-    card = cards[max(known, key=len)]._replace(memory=memory)
+    card = card._replace(memory=memory)
     params = load_params(asked.params)
     data = guess_data(params, 1_281_167, 1000)
     train = params.train.model_copy(update={"batch_size": asked.share})

@@ -48,13 +48,17 @@ def make_accelerator(compute: Compute = Compute(), precision: str | None = None)
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         keep_memory()
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=PRECISIONS[choose_precision(precision or compute.precision)],
         kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
         # The trainer accumulates itself; ACCELERATE_GRADIENT_ACCUMULATION_STEPS would scale its losses again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
+    if accelerator.num_processes > 1:
+        for timeout in (COLLECTIVE_TIMEOUT, PATIENCE):
+            _host_group(timeout)  # now, when no process waits long for another
+    return accelerator
 
 
 def choose_precision(wanted: str) -> str:
@@ -85,9 +89,9 @@ def keep_memory() -> None:
 
 
 @cache
-def _host_group() -> dist.ProcessGroup:
+def _host_group(timeout: timedelta) -> dist.ProcessGroup:
     """All processes, for what they agree on without their GPUs."""
-    group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+    group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)
     return group
 
@@ -95,7 +99,18 @@ def _host_group() -> dist.ProcessGroup:
 def wait_for_everyone() -> None:
     """Wait until all processes are here, for up to a day."""
     if PartialState().num_processes > 1:
-        dist.monitored_barrier(_host_group(), timeout=PATIENCE)
+        dist.barrier(_host_group(PATIENCE))
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Accelerate's, but the others wait for up to a day."""
+    is_main = PartialState().is_main_process
+    if not is_main:
+        wait_for_everyone()
+    yield
+    if is_main:
+        wait_for_everyone()
 
 
 def any_process(*conditions: bool) -> list[bool]:
@@ -103,7 +118,7 @@ def any_process(*conditions: bool) -> list[bool]:
     if PartialState().num_processes == 1:
         return list(conditions)
     flags = torch.tensor(conditions, dtype=torch.int32)
-    dist.all_reduce(flags, dist.ReduceOp.MAX, _host_group())
+    dist.all_reduce(flags, dist.ReduceOp.MAX, _host_group(COLLECTIVE_TIMEOUT))
     return [flag > 0 for flag in flags.tolist()]
 
 

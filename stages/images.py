@@ -8,7 +8,7 @@ After an interruption it resumes after the last complete file.
 from gat.config import Params
 from gat.data.crop import write_images
 from gat.data.sources import load_source
-from gat.runtime import exclusive, make_accelerator, publish
+from gat.runtime import exclusive, main_process_first, make_accelerator, publish
 from stages import IMAGES, SOURCE, staging_dir
 
 LINES_SHOWN = 20
@@ -18,7 +18,7 @@ def main(params: Params) -> None:
     """Run the stage."""
     data = params.data
     accelerator = make_accelerator(params.compute)
-    with accelerator.main_process_first():  # one process downloads for all
+    with main_process_first():  # one process downloads for all
         source = load_source(data.source, data.split, data.image_column, data.label_column)
     if accelerator.is_main_process:
         print(f"{data.source}: {len(source.data):,} images of {len(source.classes):,} classes")

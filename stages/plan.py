@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gat.config import Params, ParamsError, load_params
 from gat.data.latents import Latents
 from gat.study.plan import DataSize, Machine, as_json, guess_data, plan_page, plan_run
-from gat.study.planner import GIB, Card, load_cards
+from gat.study.planner import GIB, find_card, load_cards
 from stages import LATENTS
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
@@ -23,20 +23,19 @@ IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 
 def main(params: Params) -> None:
     """Run the command."""
-    cards = load_cards()
     parser = argparse.ArgumentParser(prog="python -m stages plan")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="runs of the study, or model; by default all of `runs`")
     parser.add_argument("--params", metavar="FILE", help="in place of params.yaml, such as profiles/imagenet256.yaml")
-    parser.add_argument("--gpu", choices=cards, help="by default this machine's, or else H100")
+    parser.add_argument("--gpu", choices=load_cards(), help="by default this machine's, or else H100")
     parser.add_argument("--gpus", type=int, help="how many; by default this machine's, or else 1")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, which divide the GPUs among them")
-    parser.add_argument("--memory", type=float, metavar="GB", help="GiB of each GPU, in place of its own")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="of each GPU, in place of its own")
     parser.add_argument("--images", type=int, help="in the data; by default those of data/latents, or else ImageNet's")
     parser.add_argument("--classes", type=int, help="in the data; by default the same")
     parser.add_argument("--json", action="store_true", help="print JSON, with all figures")
     asked = parser.parse_args()
     params = load_params(asked.params) if asked.params else params
-    machine = machine_of(asked, cards)
+    machine = machine_of(asked)
     data, guessed = data_of(params, asked)
     names = asked.runs or params.runs
     names = [name for name in names if params.recipe(name).run.pretrained is None]
@@ -53,7 +52,7 @@ def main(params: Params) -> None:
     print(plan_page(params, data, plans, machine))
 
 
-def machine_of(asked: argparse.Namespace, cards: dict[str, Card]) -> Machine:
+def machine_of(asked: argparse.Namespace) -> Machine:
     """The machine that was asked for, or this one.
 
     Raises:
@@ -62,10 +61,10 @@ def machine_of(asked: argparse.Namespace, cards: dict[str, Card]) -> Machine:
     found = torch.cuda.device_count()
     gpus = asked.gpus or (found if found and asked.gpu is None else 1)
     name = asked.gpu or (torch.cuda.get_device_name() if found else "H100")
-    known = [card for card in cards if card.lower() in name.lower().replace(" ", "")]
-    if not known:
-        raise ParamsError(f"--gpu: this machine's {name} is not in gat/study/gpus.yaml; allowed: {', '.join(cards)}")
-    card = cards[max(known, key=len)]
+    card = find_card(name)
+    if card is None:
+        allowed = ", ".join(load_cards())
+        raise ParamsError(f"--gpu: this machine's {name} is not in gat/study/gpus.yaml; allowed: {allowed}")
     if found and asked.gpu is None:
         card = card._replace(memory=torch.cuda.get_device_properties(0).total_memory / GIB)
     if asked.memory:

@@ -30,7 +30,7 @@ from gat.gan.repa import Teacher
 from gat.gan.training import Trainer
 from gat.study.networks import make_trainer as make_run_trainer
 from gat.study.plan import DataSize, Machine, guess_data, plan_page, plan_run
-from gat.study.planner import GIB, OUTSIDE, AsOnAGpu, MetaAccelerator, StepPlanner, as_on_a_gpu, load_cards
+from gat.study.planner import GIB, OUTSIDE, AsOnAGpu, MetaAccelerator, StepPlanner, as_on_a_gpu, find_card, load_cards
 
 META = torch.device("meta")
 
@@ -238,6 +238,27 @@ def test_fastest_setting_that_fits_is_planned():
     ]
     with pytest.raises(ParamsError, match=r"train\.batch_size"):
         plan_run(params, "S-2", data, Machine("", card, 7))
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA GeForce RTX 4090", "RTX4090"), ("A100-40", "A100-40"), ("T4", None)],
+)
+def test_gpu_is_found_by_the_name_that_pytorch_has_for_it(name, card):
+    assert find_card(name) == (None if card is None else load_cards()[card])
+
+
+def test_teacher_in_a_folder_is_planned_as_it_is(tmp_path):
+    recipe = load_params(ROOT / "params.yaml").recipe("S-2")
+    folder = str(save_teacher(tmp_path / "teacher"))  # tiny, of 256 patches
+    plans = []
+    for teacher in (folder, "facebook/dinov2-base"):
+        settings = recipe.repa.model_copy(update={"teacher": teacher})
+        train = recipe.train.model_copy(update={"batch_size": 2})
+        data = DataSize(1000, list("0123456789"), 32, 4)
+        planner = StepPlanner(recipe._replace(repa=settings, train=train), data, 256, load_cards()["H100"], "bf16")
+        plans.append(planner.cost(2))
+    assert plans[1].tflop - plans[0].tflop > 2 * 2 * 21e-3  # two images in 22 GMACs
 
 
 def test_plan_needs_no_data(tmp_path):

@@ -1,12 +1,17 @@
-"""Shares of 64 processes, by the functions that compute them: every item once, and no process without work."""
+"""Shares of 64 processes, by the functions that compute them, and how long two real ones wait for each other."""
 
+import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import on_processes
 
+from gat import runtime
 from gat.data import shards
 from gat.data.latents import TrainingBatches
 from gat.data.shards import write_shards
@@ -65,3 +70,18 @@ def test_a_batch_is_the_same_on_any_number_of_processes_and_an_epoch_has_every_i
     assert np.array_equal(np.concatenate(parts), TrainingBatches(latents, 512, 0).indices(3))
     order = np.concatenate([data[0].indices(step) for step in range(125)])  # 64 epochs
     assert all(np.array_equal(np.sort(epoch), np.arange(1000)) for epoch in order.reshape(64, 1000))
+
+
+@pytest.mark.thorough
+def test_a_process_that_downloads_may_take_longer_than_any_other_work(tmp_path):
+    on_processes(2, __file__, tmp_path / "work")
+
+
+if __name__ == "__main__":  # one of two processes
+    runtime.COLLECTIVE_TIMEOUT = timedelta(seconds=6)
+    process = runtime.make_accelerator()
+    with runtime.main_process_first():
+        if process.is_main_process:
+            time.sleep(12)
+    with runtime.exclusive(Path(sys.argv[1])):
+        assert runtime.any_process(process.is_main_process, False) == [True, False]

@@ -55,12 +55,13 @@ class VisionModel:
 
 
 def untrained_vision_model(folder: str | Path) -> tuple[nn.Module, int]:
-    """A model like that in a folder of `fetch_vision_model` with random weights, and the side of its input images."""
+    """A model like that in a folder, with random weights, and the side of its input images."""
     from transformers import AutoConfig, AutoModel
     from transformers.image_processing_base import ImageProcessingMixin
 
     settings, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
-    return AutoModel.from_config(AutoConfig.from_pretrained(folder)), input_size(settings)
+    config: Any = AutoConfig.from_pretrained(folder)
+    return AutoModel.from_config(getattr(config, "vision_config", config)), input_size(settings)
 
 
 def features_of(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:

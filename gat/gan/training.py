@@ -193,13 +193,14 @@ class Trainer:
     def _rehearse(self, batch: Batch) -> None:
         """Use as much memory as a step does."""
         networks = (self.generator, self.discriminator)
-        moments = [torch.empty_like(p) for network in networks for p in network.parameters()]  # of the optimizers
+        moments = 0 if self.steps_done else 1 if self.train.betas[0] == 0 else 2  # the optimizers' own, still to come
+        reserved = [torch.empty_like(p) for network in networks for p in network.parameters() for _ in range(moments)]
         micro_batches = self._split(batch, self.sample_random_numbers(self.steps_done))[:2]  # two use as much as more
         kept = self._keep(micro_batches)
         self._discriminator_backward(micro_batches, kept, exchange=False)
         self.discriminator.zero_grad()
         self._generator_backward(micro_batches, kept, exchange=False)
-        del moments
+        del reserved
 
     def _keep(self, micro_batches: list[MicroBatch]) -> list[Generated] | None:
         """With a single micro-batch, the output of the generator, whose graph both losses use."""

@@ -11,7 +11,7 @@ from gat.gan.training import PREFETCHED
 from gat.study.planner import Card, StepCost, StepPlanner
 
 SD_FACTOR, SD_CHANNELS, SD_BYTES = 8, 4, 335e6  # of Stable Diffusion's autoencoders, which ImageNet's studies use
-WEBP_BYTES = 90e3  # of a lossless image of 256 × 256 pixels, by a measurement on photographs; jpeg: half
+WEBP_BYTES = 90e3  # of an image of 256 × 256 pixels, so that ImageNet's take 115 GB, as its profile says; jpeg: half
 
 
 class DataSize(NamedTuple):

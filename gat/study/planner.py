@@ -28,7 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from gat.config import Compute, Optimization, Recipe
 from gat.data.latents import Batch
-from gat.data.vision import features_of
+from gat.data.vision import features_of, untrained_vision_model
 from gat.gan.optim import make_optimizer
 from gat.gan.repa import Teacher
 from gat.study.networks import make_trainer
@@ -62,6 +62,13 @@ def load_cards() -> dict[str, Card]:
     return {name: Card(**figures) for name, figures in content.items()}
 
 
+def find_card(name: str) -> Card | None:
+    """The GPU that PyTorch calls by this name, such as NVIDIA H100 80GB HBM3; None if gpus.yaml has none."""
+    cards = load_cards()
+    found = [card for card in cards if card.lower() in name.lower().replace(" ", "")]
+    return cards[max(found, key=len)] if found else None
+
+
 class StepCost(NamedTuple):
     """What one step takes of a GPU."""
 
@@ -85,12 +92,12 @@ class StepCost(NamedTuple):
 class Tally(TorchDispatchMode):
     """Memory that is alive, and the work of operations, by a card's figures."""
 
-    def __init__(self, card: Card | None = None, precision: str = "bf16") -> None:
+    def __init__(self, card: Card, precision: str) -> None:
         super().__init__()
         self.live = self.peak = self.flops = self.operations = 0
         self.matmul_seconds = self.seconds = 0.0
-        tflops, bandwidth = (card.tflops(precision), card.bandwidth) if card else (1.0, 1.0)
-        self._flops_a_second, self._bytes_a_second = tflops * 1e12 * MATMUL, bandwidth * 1e9 * BANDWIDTH
+        self._flops_a_second = card.tflops(precision) * 1e12 * MATMUL
+        self._bytes_a_second = card.bandwidth * 1e9 * BANDWIDTH
         self._known = WeakIdKeyDictionary()
         self._outputs: dict[Any, Any] = {}  # of an operation with some inputs, all by their forms
 
@@ -302,18 +309,15 @@ class _Generator(torch.Generator):
 
 
 class _Teacher(Teacher):
-    """A teacher of meta tensors: what `name` is if it is at hand, or else DINOv2-base, the paper's."""
+    """A teacher of meta tensors: like that in a folder or, for a hub id, DINOv2-base, the paper's."""
 
     def __init__(self, name: str) -> None:
-        from transformers import AutoConfig, AutoModel, Dinov2Config
+        from transformers import Dinov2Config, Dinov2Model
 
-        try:
-            config = AutoConfig.from_pretrained(name, local_files_only=True)
-        except OSError:
-            config = Dinov2Config()
-        size, self.device, self._dtype = 224, torch.device("meta"), torch.bfloat16
+        self.device, self._dtype = torch.device("meta"), torch.bfloat16
         with torch.device("meta"):
-            model = AutoModel.from_config(config, dtype=self._dtype).eval().requires_grad_(False)
+            model, size = untrained_vision_model(name) if Path(name).is_dir() else (Dinov2Model(Dinov2Config()), 224)
+            model = model.to(self._dtype).eval().requires_grad_(False)
             cls, patches = features_of(model, torch.empty(1, 3, size, size, dtype=self._dtype))
             mean = torch.empty(1, 3, 1, 1)
         self.width, self.grid = cls.shape[1], round(patches.shape[1] ** 0.5)
