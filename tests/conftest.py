@@ -44,9 +44,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path in copying) - 2 * (item.path in copying[:1]))
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """In each test, whatever stage an earlier one has run here: with more threads, sums differ in their last bits."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def accelerator() -> Accelerator:
-    torch.set_num_threads(1)
     return Accelerator(cpu=True)
 
 
