@@ -43,11 +43,12 @@ def make_accelerator(compute: Compute = Compute(), precision: str | None = None)
     Raises:
         ParamsError: see `choose_precision`.
     """
-    torch.set_float32_matmul_precision("high")
     torch.set_num_threads(compute.threads or cores())
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         keep_memory()
+    else:
+        torch.set_float32_matmul_precision("high")  # TF32; on CPUs that have it, too, if it were set there
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=PRECISIONS[choose_precision(precision or compute.precision)],
