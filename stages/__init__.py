@@ -64,13 +64,10 @@ def claims_key(params: Params) -> str:
 
 def runs_of(params: Params, claims: Iterable[str]) -> tuple[list[str], list[str]]:
     """The runs that some claims compare, and those whose analyses are reported with them."""
-    if {*claims} >= {*params.claims}:
-        claims, analyzed = params.claims, params.analyze.runs
-    else:
-        analyzed = []
-    own = [params.claims[name] for name in claims if name in params.claims]
-    runs = dict.fromkeys(run for claim in own for run in (claim.baseline, claim.arm))
-    return [*runs], analyzed or [run for run in runs if run in params.analyze.runs]
+    own = [claim for name, claim in params.claims.items() if name in {*claims}]
+    runs = [*dict.fromkeys(run for claim in own for run in (claim.baseline, claim.arm))]
+    every = len(own) == len(params.claims)
+    return runs, [run for run in params.analyze.runs if every or run in runs]
 
 
 def locked_param(stage: str, key: str) -> Any:

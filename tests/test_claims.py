@@ -51,7 +51,7 @@ MEASURED = Measured(FIDS, CURVES, ANALYSES)
 @pytest.mark.parametrize(
     ("arm", "expected", "verdict", "lead"),
     [
-        ("worse", "higher", "shows", "It holds here: FID is 5.50 ± 0.50 of worse, 2.10 ± 0.10 of base."),
+        ("worse", "higher", "shows", "It holds here: FID is 5.50 ± 0.50 for worse, 2.10 ± 0.10 for base."),
         ("better", "higher", "contradicted", "The reverse holds here: FID"),
         ("worse", "lower", "contradicted", "The reverse holds here: FID"),
         ("better", "lower", "shows", "It holds here: FID"),
@@ -107,6 +107,9 @@ def test_fid_while_training_is_shown_with_each_baseline():
     assert [row[0] for row in second["rows"]] == ["better", "worse"]
     assert first["columns"] == ["run", "step 500", "step 1,000"]
     assert first["rows"][1][2] == "5.50 ± 0.50"
+    line, logs = first["plot"]["series"][1], np.log(FIDS["worse"])
+    y, low, high = line["y"][1], line["y"][1] - line["below"][1], line["y"][1] + line["above"][1]
+    assert np.log([low, y, high]) == pytest.approx(logs.mean() + logs.std(ddof=1) * np.array([-1, 0, 1]))
 
 
 def test_a_summary_of_other_baselines_is_noticed():
@@ -122,12 +125,13 @@ def test_analyses_become_tables_and_plots():
     assert layers["rows"][0] == ["base", "change when skipped", "0.60 ± 0.00", "0.21 ± 0.01", "12.00 ± 0.00"]
     assert layers["rows"][2] == ["base", "CKA", "0.10 ± 0.00", "0.80 ± 0.00", ""]
     assert layers["plot"]["series"][0]["y"] == pytest.approx([0.6, 0.21])
-    assert layers["plot"]["series"][0]["deviations"] == pytest.approx([0, 0.01])
-    cells = ["0.500 ± 0.000", "0.700 ± 0.000", "0.600 ± 0.000", "0.900 ± 0.000", "0.310 ± 0.010"]
+    assert layers["plot"]["series"][0]["above"] == pytest.approx([0, 0.01])
+    cells = ["0.500 ± 0.000", "0.700 ± 0.000", "0.600 ± 0.000", "0.900 ± 0.000"]
     assert discriminators["rows"][0] == ["base", "trained", *cells]
     assert discriminators["rows"][3][:3] == ["base", "untrained", "0.200 ± 0.000"]
     assert "(chance: 0.1)" in discriminators["text"]
     assert "held-out images" in discriminators["text"]
+    assert alignment["rows"][0] == ["base", "trained", "0.310 ± 0.010"]
     assert alignment["plot"]["series"][0]["y"] == pytest.approx([0.31] * 3)
     assert start["columns"][2:] == ["layer", "width 8", "width 32", "exponent"]
     grown = [[(0.5 + 0.01 * s) * width ** (1 + 0.01 * s) for s in range(3)] for width in (8, 32)]
@@ -147,7 +151,7 @@ def test_summary_is_written_and_drawn():
     claims = {"a": claim("worse"), "b": claim("worse", "lower", "early_movement")}
     content = json.loads(json.dumps(summarize(claims, MEASURED, NO_RATES)))
     page = claims_page(content, ["A note."])
-    assert "| **shows** | It holds here: FID is 5.50 ± 0.50 of worse" in " ".join(page.split())
+    assert "| **shows** | It holds here: FID is 5.50 ± 0.50 for worse" in " ".join(page.split())
     assert all(f"## {analysis['title']}" in page for analysis in content["analyses"])
     assert page.endswith("A note.\n")
     for some in (content, summarize({}, Measured({}, {}, {}), NO_RATES)):

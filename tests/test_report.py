@@ -98,7 +98,9 @@ def test_power_law_is_the_regression_of_logarithms(rng):
     (slope, intercept), covariance = np.polyfit(*logs, 1, cov=True)
     got = np.log(law.factor), law.exponent, law.correlation, law.n
     assert got == pytest.approx((intercept, slope, np.corrcoef(*logs)[0, 1], 8))
-    assert law.correlation_linear == pytest.approx(stats.pearsonr(logs[0], y)[0])
+    r, fisher = stats.pearsonr(logs[0], y)[0], stats.norm.ppf(0.975) / 5**0.5
+    assert law.correlation_linear == pytest.approx(r)
+    assert law.correlation_linear_interval == pytest.approx(np.tanh(np.arctanh(r) + fisher * np.array([-1, 1])))
     quantile = stats.t.ppf(0.975, 6)
     assert np.ptp(law.exponent_interval) == pytest.approx(2 * quantile * covariance[0, 0] ** 0.5)
     at = np.log(200.0)

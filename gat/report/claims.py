@@ -82,7 +82,7 @@ def _row(name: str, claim: Claim, measured: Measured, comparison: Comparison, ve
     texts = {"arm_text": mean_text(arm, digits), "baseline_text": mean_text(baseline, digits)}
     ends = np.exp(comparison[:3]) if comparison.logarithmic else np.asarray(comparison[:3])
     found = (
-        f"{MEASURES[claim.measure]} is {texts['arm_text']} of {claim.arm}, {texts['baseline_text']} of "
+        f"{MEASURES[claim.measure]} is {texts['arm_text']} for {claim.arm}, {texts['baseline_text']} for "
         f"{claim.baseline}."
     )
     equal = comparison.p_equal < comparison.p
@@ -124,19 +124,27 @@ def _groups(claims: Mapping[str, Claim]) -> dict[str, list[str]]:
     return groups
 
 
-def _series(name: str, x: Sequence[Any], values: Sequence[Sequence[float]], **more: Any) -> dict[str, Any]:
-    """A line of a plot: at each x the mean over seeds, with their standard deviation."""
-    deviations = [float(np.std(own, ddof=1)) if len(own) > 1 else 0.0 for own in values]
-    return {"name": name, "x": list(x), "y": [float(np.mean(own)) for own in values], "deviations": deviations, **more}
+def series(
+    name: str, x: Sequence[Any], values: Sequence[Sequence[float]], logarithmic: bool = False, **more: Any
+) -> dict[str, Any]:
+    """A line of a plot: at each x the mean over seeds, and how far one standard deviation reaches above and below.
+
+    With a logarithmic axis both are those of the logarithms.
+    """
+    own = [np.log(at) if logarithmic else np.asarray(at, float) for at in values]
+    means = np.array([at.mean() for at in own])
+    deviations = np.array([at.std(ddof=1) if len(at) > 1 else 0.0 for at in own])
+    y, low, high = (np.exp(at) if logarithmic else at for at in (means, means - deviations, means + deviations))
+    return {"name": name, "x": [*x], "y": y.tolist(), "above": (high - y).tolist(), "below": (y - low).tolist(), **more}
 
 
 def _progress(baseline: str, arms: Sequence[str], measured: Measured) -> dict[str, Any]:
     """FID while a baseline and its arms are trained."""
-    rows, series, steps = [], [], list[int]()
+    rows, lines, steps = [], [], list[int]()
     for run in (baseline, *arms):
         own = np.stack([*measured.curves[run]])  # (seeds, N, 2)
         x, values = own[0, :, 0].astype(int).tolist(), own[:, :, 1].T.tolist()
-        series.append(_series(run, x, values))
+        lines.append(series(run, x, values, logarithmic=True))
         steps = steps if len(steps) >= len(x) else x
         rows.append([run, *(mean_text(at) for at in values)])
     width = len(steps) + 1
@@ -145,7 +153,7 @@ def _progress(baseline: str, arms: Sequence[str], measured: Measured) -> dict[st
         "text": "",
         "columns": ["run", *(f"step {step:,}" for step in steps)],
         "rows": [row + [""] * (width - len(row)) for row in rows],
-        "plot": {"kind": "line", "x": "step", "y": "FID", "logarithmic": "y", "series": series},
+        "plot": {"kind": "line", "x": "step", "y": "FID", "logarithmic": "y", "series": lines},
     }
 
 
@@ -173,12 +181,12 @@ def _depth(results: Sequence[Result]) -> int:
 def _layers(by_run: Runs) -> dict[str, Any]:
     """Layer use of generators of one depth."""
     depth = _depth(next(iter(by_run.values())))
-    rows, series = [], []
+    rows, lines = [], []
     blocks = [str(i + 1) for i in range(depth)]
     names = {"skipped": "change when skipped", "cosine": "cosine", "cka": "CKA"}
     for run, own in by_run.items():
         use = {key: np.array([one["layers"][key] for one in own]).T for key in names}  # (blocks, seeds)
-        series.append(_series(run, blocks, use["skipped"].tolist()))
+        lines.append(series(run, blocks, use["skipped"].tolist()))
         rows += [[run, name, *(mean_text(at, ".2f") for at in use[key])] for key, name in names.items()]
         spreads = mean_text([one["layers"]["spread"] for one in own])
         rows[-3].append(spreads)
@@ -191,12 +199,18 @@ def _layers(by_run: Runs) -> dict[str, Any]:
         "not used. Cosine similarity and CKA compare the tokens before and after a block.",
         "columns": ["run", "", *(f"block {block}" for block in blocks), "distance between images"],
         "rows": rows,
-        "plot": {"kind": "bar", "x": "block", "y": "change when skipped", "series": series},
+        "plot": {"kind": "bar", "x": "block", "y": "change when skipped", "series": lines},
     }
 
 
+SEEN = (
+    "Each discriminator sees images as in its training, with the noise of its levels if there is any, so that only "
+    "runs with the same guidance compare."
+)
+
+
 def _discriminators(by_run: Runs) -> list[dict[str, Any]]:
-    rows, runs = [], list(by_run)
+    rows, aligned, runs = [], [], list(by_run)
     depth = max(len(own[0]["discriminator"]["trained"]["cls"]) for own in by_run.values())
     last: dict[str, dict[str, list[list[float]]]] = {}  # by quantity and weights, for each run its seeds
     for name in ("trained", "untrained"):
@@ -206,15 +220,16 @@ def _discriminators(by_run: Runs) -> list[dict[str, Any]]:
             for pooling in ("cls", "mean"):
                 at = np.array([one[pooling] for one in known]).T  # (blocks, seeds)
                 cells += [mean_text(own, ".3f") for own in at] + [""] * (depth - len(at))
-            rows.append([run, name, *cells, mean_text([one["cknna"] for one in known], ".3f")])
+            rows.append([run, name, *cells])
+            aligned.append([run, name, mean_text([one["cknna"] for one in known], ".3f")])
             last.setdefault("accuracy", {}).setdefault(name, []).append([one["mean"][-1] for one in known])
             last.setdefault("CKNNA", {}).setdefault(name, []).append([one["cknna"] for one in known])
     first = next(iter(by_run.values()))[0]["discriminator"]
     images = "held-out images" if first["held_out"] else "training images, of others among them"
 
     def plot(quantity: str, label: str) -> dict[str, Any]:
-        series = [_series(name, runs, values) for name, values in last[quantity].items()]
-        return {"kind": "bar", "x": "run", "y": label, "series": series}
+        bars = [series(name, runs, values) for name, values in last[quantity].items()]
+        return {"kind": "bar", "x": "run", "y": label, "series": bars}
 
     blocks = [f"{pooling}, block {i + 1}" for pooling in ("[cls]", "mean") for i in range(depth)]
     return [
@@ -222,17 +237,17 @@ def _discriminators(by_run: Runs) -> list[dict[str, Any]]:
             "title": "What the discriminator knows of classes",
             "text": f"Accuracy on {images}: share whose class most of the ten nearest training images have, in the "
             f"[cls] token or in the mean of the other tokens after a block (chance: {1 / first['classes']:.3g}). "
-            f"CKNNA: alignment of [cls] after the last block with the features of {first['reference']}, of the "
-            "same images. Untrained: the same of a discriminator with random weights.",
-            "columns": ["run", "weights", *blocks, "CKNNA"],
+            f"Untrained: the same of a discriminator with random weights. {SEEN}",
+            "columns": ["run", "weights", *blocks],
             "rows": rows,
             "plot": plot("accuracy", "accuracy, mean of tokens"),
         },
         {
             "title": "How much the discriminator's features are like another network's",
-            "text": f"CKNNA with the features of {first['reference']}; the table above has the values.",
-            "columns": [],
-            "rows": [],
+            "text": "CKNNA: alignment of [cls] after the last block with the features of "
+            f"{first['reference']}, of the same images. {SEEN}",
+            "columns": ["run", "weights", "CKNNA"],
+            "rows": aligned,
             "plot": plot("CKNNA", "CKNNA"),
         },
     ]
@@ -248,7 +263,7 @@ def _steps(by_run: Runs, when: str) -> dict[str, Any]:
     patch = min(patches, key=lambda one: (-patches.count(one), one))  # that of most runs, as for laws
     same = {own[0]["width"]: own for own in reversed([*by_run.values()]) if own[0]["patch"] == patch}
     widths = sorted(same)
-    rows, series = [], []
+    rows, lines = [], []
     for network in ("generator", "discriminator"):
         for rule, name, dash in (("with", "width-scaled rate", "solid"), ("without", "constant rate", "dot")):
             for layer in _layers_shown(1):
@@ -258,19 +273,20 @@ def _steps(by_run: Runs, when: str) -> dict[str, Any]:
                     slope = np.polyfit(np.log(widths), np.log(values), 1)[0]
                 rows.append([network, name, layer, *(mean_text(own, ".2g") for own in values), mean_text(slope)])
                 if layer == "output":
-                    series.append(_series(f"{network}, {name}", widths, values, dash=dash))
+                    lines.append(series(f"{network}, {name}", widths, values, logarithmic=True, dash=dash))
     text = (
         "Root mean square change of the tokens after a block, of the generator's latents and of the discriminator's "
-        "logits, by one optimizer step at 1/32 of the learning rate, from the same weights for both rates. The paper "
-        "scales the rate by 1/width so that this change does not depend on the width: an exponent in width of 0. Small "
-        "changes are in proportion to the rate, so that the exponent at a constant rate is larger by about 1."
+        "logits, by one optimizer step at 1/32 of the learning rate, from the same weights for both rates; the "
+        "constant rate is that of the run `model`. The paper scales the rate by 1/width so that this change does not "
+        "depend on the width: an exponent in width of 0. Small changes are in proportion to the rate, so that the "
+        "exponent at a constant rate is larger by about 1."
     )
     return {
         "title": f"Change by one step, {'at the start of training' if when == 'start' else 'later in training'}",
         "text": text,
         "columns": ["network", "learning rate", "layer", *(f"width {width}" for width in widths), "exponent"],
         "rows": rows,
-        "plot": {"kind": "line", "x": "width", "y": "change of the output", "logarithmic": "xy", "series": series},
+        "plot": {"kind": "line", "x": "width", "y": "change of output", "logarithmic": "xy", "series": lines},
     }
 
 

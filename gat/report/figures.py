@@ -262,7 +262,7 @@ def draw_claims(content: Mapping[str, Any]) -> Figure:
     label_axes(
         axes,
         "Ratios with 95% intervals; triangles point to where the claim expects them",
-        "ratio",
+        "ratio of geometric means; dots: the arm's seeds to that of the baseline; gray: taken as equal",
         "",
         "x" if claims else "",
     )
@@ -284,6 +284,10 @@ def draw_analyses(content: Mapping[str, Any]) -> Figure:
         plot = analysis["plot"]
         _draw_plot(axes, plot)
         label_axes(axes, analysis["title"], plot["x"], plot["y"], plot.get("logarithmic", ""))
+        if plot["x"] == "width":
+            widths = plot["series"][0]["x"]
+            axes.set_xticks(widths, [f"{width:,}" for width in widths])
+            axes.set_xticks([], minor=True)
         axes.legend(frameon=False, fontsize=8)
     for axes in panels[len(analyses) :]:
         axes.set_axis_off()
@@ -298,7 +302,7 @@ def _draw_plot(axes: Axes, plot: Mapping[str, Any]) -> None:
         long = max(map(len, longest)) > 3
         axes.set_xticks(range(len(longest)), longest, rotation=35 if long else 0, ha="right" if long else "center")
     for i, series in enumerate(plot["series"]):
-        y, deviations, name = series["y"], series["deviations"], series["name"]
+        y, deviations, name = series["y"], [series["below"], series["above"]], series["name"]
         if plot["kind"] == "bar":
             places = np.arange(len(y)) + (i - (count - 1) / 2) * 0.8 / count
             axes.bar(places, y, 0.8 / count, yerr=deviations, label=name, capsize=2)

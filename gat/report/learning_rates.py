@@ -105,8 +105,8 @@ def rates_content(table: pd.DataFrame, fit: RatesFit | None) -> list[dict[str, A
         for width in means.index:
             finite = means.loc[width][np.isfinite(means.loc[width])]
             x = [float(rate * (width if times_width else 1)) for rate in finite.index]
-            line = {"name": f"width {width}", "x": x, "y": [*map(float, finite)], "deviations": [0.0] * len(x)}
-            series.append(line)
+            none = [0.0] * len(x)
+            series.append({"name": f"width {width}", "x": x, "y": [*map(float, finite)], "above": none, "below": none})
         label = "learning rate × width" if times_width else "learning rate"
         return {"kind": "line", "x": label, "y": "FID", "logarithmic": "xy", "series": series}
 

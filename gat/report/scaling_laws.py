@@ -57,14 +57,11 @@ class PowerLaw:
         self._x, log_y, self.n = np.log(costs), np.log(values), len(costs)
         self._line = stats.linregress(self._x, log_y)
         self.factor, self.exponent = float(np.exp(self._line.intercept)), float(self._line.slope)
-        self.correlation = float(self._line.rvalue)
-        self.correlation_linear = float(stats.pearsonr(self._x, values).statistic)
+        self.correlation, self.correlation_interval = _correlation(self._x, log_y)
+        self.correlation_linear, self.correlation_linear_interval = _correlation(self._x, values)
         residuals = log_y - np.log(self(costs))
         self._scatter = float(np.sqrt(np.square(residuals).sum() / (self.n - 2)))
         self._quantile = float(stats.t.ppf((1 + LEVEL) / 2, self.n - 2))
-        r = stats.pearsonr(self._x, log_y)
-        # Fisher's transformation needs four points.
-        self.correlation_interval = tuple(map(float, r.confidence_interval(LEVEL))) if self.n > 3 else (-1.0, 1.0)
 
     def __call__(self, x: ArrayLike) -> np.ndarray:
         return self.factor * np.asarray(x, float) ** self.exponent
@@ -215,6 +212,13 @@ def forecast_last(points: Points) -> Forecast | None:
 
 def _enough(costs: np.ndarray) -> bool:
     return len(np.unique(costs)) >= FEWEST
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Pearson's r with its interval by Fisher's transformation, which needs four points."""
+    r = stats.pearsonr(x, y)
+    low, high = r.confidence_interval(LEVEL) if len(x) > 3 else (-1.0, 1.0)
+    return float(r.statistic), (float(low), float(high))
 
 
 # Equal compute

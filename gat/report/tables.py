@@ -130,10 +130,10 @@ def sizes_section(study: pd.DataFrame) -> list[str]:
 
 
 COMPARED = (
-    "Ratio: of the geometric means over seeds, with Welch's 95% interval; it and p are of this comparison alone. A "
-    "claim is shown if the ratio differs from 1 in the claimed direction, contradicted if it differs in the other or "
-    "is within ±10% of 1, and otherwise undecided. Verdicts allow for the number of all claims by Holm's "
-    "procedure, so that a claim may be undecided where its interval excludes 1; the chance of any wrong one is at most "
+    'Ratio: of geometric means over seeds, with Welch\'s 95% interval; it and p are of this comparison alone. "Shows": '
+    'the ratio differs from 1 in the claimed direction; "contradicted": it differs in the other, or is within ±10% of '
+    '1; otherwise "undecided". Verdicts are corrected for the number of claims by Holm\'s procedure, so that a '
+    "claim can be undecided although its interval excludes 1; the chance of any wrong one is at most "
     f"{ALPHA:.0%} if log FID is normal over seeds."
 )
 
@@ -162,7 +162,7 @@ LAWS = (
 
 def equal_text(table: pd.DataFrame, equal: EqualCompute) -> str:
     """Which run is best at which training compute, in sentences."""
-    spans = [f"{run} up to {end:.3g} GMACs" for run, _, end in equal.best[:-1]] + [equal.best[-1][0] + " beyond"]
+    spans = [f"{run} up to {_number(end)} GMACs" for run, _, end in equal.best[:-1]] + [equal.best[-1][0] + " beyond"]
     best = ", ".join(spans) if len(spans) > 1 else equal.best[0][0]
     if never := [run for run in equal.curves if run not in {run for run, _, _ in equal.best}]:
         best += f"; {', '.join(never)} nowhere"
@@ -177,8 +177,13 @@ def equal_text(table: pd.DataFrame, equal: EqualCompute) -> str:
         if (others := fids_at(equal.curves[larger], gmacs)) is not None:
             means = [f"{run} {stats.gmean(own):.3g}" for run, own in ((smaller, fids), (larger, others))]
             ratio = compare(others, fids).text
-            text += f" At {smaller}'s final {gmacs:.3g} GMACs: {', '.join(means)}, a ratio of {ratio}."
+            text += f" At {smaller}'s final {_number(gmacs)} GMACs: {', '.join(means)}, a ratio of {ratio}."
     return text
+
+
+def _number(value: float) -> str:
+    """With three digits, such as 2,910."""
+    return f"{float(f'{value:.3g}'):,.10g}"
 
 
 def law_texts(scaling: Scaling) -> list[str]:
@@ -189,11 +194,11 @@ def law_texts(scaling: Scaling) -> list[str]:
 def law_text(fit: Fit, compute: str) -> str:
     """A law and its forecast in sentences."""
     law, forecast, floor = fit.law, fit.forecast, fit.floor
-    low, high = law.correlation_interval
+    (low, high), linear = law.correlation_interval, law.correlation_linear_interval
     text = (
         f"{fit.title.capitalize()}, {law.n} runs: FID ≈ {law.factor:.3g} · C^{law.exponent:.2f} with C in {compute}; "
         f"exponent {_exponent(law)}. Pearson's r of log FID with log C: {law.correlation:.3f} [{low:.2f}, {high:.2f}]; "
-        f"of FID with log C: {law.correlation_linear:.3f}."
+        f"of FID with log C: {law.correlation_linear:.3f} [{linear[0]:.2f}, {linear[1]:.2f}]."
     )
     if fit.unflagged is not None:
         text += f" Without flagged trainings: exponent {_exponent(fit.unflagged)}."
@@ -239,19 +244,26 @@ def measurement_note(extractor: Mapping[str, Any], encoder: Mapping[str, Any], s
 
 def claims_page(content: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
     """Claims and analyses (see `gat.report.claims.summarize`) as a Markdown page."""
-    how = "[docs/claims.md](../docs/claims.md) says how. Values are means over seeds ± standard deviations."
+    how = (
+        "[docs/claims.md](../docs/claims.md) says how, and what was known before. Values are means over seeds ± "
+        "standard deviations; ratios, and points in plots with a logarithmic axis, are of geometric means. FID while "
+        "training is of fewer samples than FID."
+    )
     lines = ["# The paper's claims, tested", "", how, ""]
     if claims := content["claims"]:
-        rows = [[one["text"], one["paper"], one["ratio"], f"**{one['verdict']}**", one["sentence"]] for one in claims]
+        rows = []
+        for one in claims:
+            ratio = f"{one['arm']} / {one['baseline']}: {one['ratio']}"
+            rows.append([one["text"], one["paper"], ratio, f"**{one['verdict']}**", one["sentence"]])
         if rates := content["rates"]:
             text = f"The best learning rate falls with the width to the power {rates['text']}."
             rule = "The best learning rate is proportional to 1/width"
-            rows.append([rule, "the rule is used for all sizes", rates["text"], f"**{rates['verdict']}**", text])
-        headings = ["claim", "the paper", "ratio or power, 95%", "here", "what was found"]
+            rows.append([rule, "the rule is used for all sizes", "", f"**{rates['verdict']}**", text])
+        headings = ["claim", "the paper", "ratio, 95%", "here", "what was found"]
         lines += [markdown_table(headings, rows), "", "![Ratios with intervals](claims.png)", ""]
         keys = ("name", "arm", "arm_text", "baseline", "baseline_text", "measure", "expected", "ratio", "p", "verdict")
         values = [[MEASURES[one[key]] if key == "measure" else one[key] for key in keys] for one in claims]
-        headings = ["claim", "arm", "of the arm", "baseline", "of the baseline", "measure", "expected", "ratio", "p"]
+        headings = ["claim", "arm", "arm's value", "baseline", "baseline's value", "measure", "expected", "ratio", "p"]
         lines += ["## Comparisons", "", markdown_table([*headings, "verdict"], values), "", COMPARED, ""]
     if content["analyses"]:
         lines += ["![FID while training, learning rates, analyses](analyses.png)", ""]

@@ -226,7 +226,7 @@ for (const element of document.querySelectorAll("[data-plot]")) {
     const bar = plot.kind === "bar";
     const traces = plot.series.map((series) => ({
       ...series, type: bar ? "bar" : "scatter", mode: "lines+markers",
-      line: { dash: series.dash ?? "solid" }, error_y: { type: "data", array: series.deviations, thickness: 1.2, width: 4 },
+      line: { dash: series.dash ?? "solid" }, error_y: { type: "data", symmetric: false, array: series.above, arrayminus: series.below, thickness: 1.2, width: 4 },
       hovertemplate: `<b>${series.name}</b><br>${plot.x} %{x}<br>${plot.y} %{y:.3~g}<extra></extra>`,
     }));
     const scale = (name) => ((plot.logarithmic ?? "").includes(name) ? { type: "log", ...ticks } : {});
