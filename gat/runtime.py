@@ -48,7 +48,7 @@ def make_accelerator(compute: Compute = Compute(), precision: str | None = None)
     if on_cpu:
         keep_memory()
     else:
-        torch.set_float32_matmul_precision("high")  # TF32; on CPUs that have it, too, if it were set there
+        torch.set_float32_matmul_precision("high")  # TF32, which newer CPUs would use as well
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=PRECISIONS[choose_precision(precision or compute.precision)],

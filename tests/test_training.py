@@ -275,6 +275,14 @@ def test_leftovers_of_accelerates_environment_change_nothing(accelerator, latent
     assert_same_bits(got, want)
 
 
+def test_a_cpu_does_not_compute_in_tf32(monkeypatch):
+    """As newer ones would where this is set for GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    torch.set_float32_matmul_precision("highest")
+    make_accelerator(Compute(threads=1))
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_networks_learn_to_fool_and_to_tell(accelerator, latents):
     """The discriminator finds a gap, and the generator's latents take on the data's scale."""
     trainer, batches = make_trainer(accelerator, latents, style_gain=1.0, steps=150, learning_rate=0.0283)

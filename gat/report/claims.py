@@ -124,7 +124,7 @@ def _groups(claims: Mapping[str, Claim]) -> dict[str, list[str]]:
     return groups
 
 
-def series(
+def _series(
     name: str, x: Sequence[Any], values: Sequence[Sequence[float]], logarithmic: bool = False, **more: Any
 ) -> dict[str, Any]:
     """A line of a plot: at each x the mean over seeds, and how far one standard deviation reaches above and below.
@@ -144,7 +144,7 @@ def _progress(baseline: str, arms: Sequence[str], measured: Measured) -> dict[st
     for run in (baseline, *arms):
         own = np.stack([*measured.curves[run]])  # (seeds, N, 2)
         x, values = own[0, :, 0].astype(int).tolist(), own[:, :, 1].T.tolist()
-        lines.append(series(run, x, values, logarithmic=True))
+        lines.append(_series(run, x, values, logarithmic=True))
         steps = steps if len(steps) >= len(x) else x
         rows.append([run, *(mean_text(at) for at in values)])
     width = len(steps) + 1
@@ -186,7 +186,7 @@ def _layers(by_run: Runs) -> dict[str, Any]:
     names = {"skipped": "change when skipped", "cosine": "cosine", "cka": "CKA"}
     for run, own in by_run.items():
         use = {key: np.array([one["layers"][key] for one in own]).T for key in names}  # (blocks, seeds)
-        lines.append(series(run, blocks, use["skipped"].tolist()))
+        lines.append(_series(run, blocks, use["skipped"].tolist()))
         rows += [[run, name, *(mean_text(at, ".2f") for at in use[key])] for key, name in names.items()]
         spreads = mean_text([one["layers"]["spread"] for one in own])
         rows[-3].append(spreads)
@@ -228,7 +228,7 @@ def _discriminators(by_run: Runs) -> list[dict[str, Any]]:
     images = "held-out images" if first["held_out"] else "training images, of others among them"
 
     def plot(quantity: str, label: str) -> dict[str, Any]:
-        bars = [series(name, runs, values) for name, values in last[quantity].items()]
+        bars = [_series(name, runs, values) for name, values in last[quantity].items()]
         return {"kind": "bar", "x": "run", "y": label, "series": bars}
 
     blocks = [f"{pooling}, block {i + 1}" for pooling in ("[cls]", "mean") for i in range(depth)]
@@ -273,7 +273,7 @@ def _steps(by_run: Runs, when: str) -> dict[str, Any]:
                     slope = np.polyfit(np.log(widths), np.log(values), 1)[0]
                 rows.append([network, name, layer, *(mean_text(own, ".2g") for own in values), mean_text(slope)])
                 if layer == "output":
-                    lines.append(series(f"{network}, {name}", widths, values, logarithmic=True, dash=dash))
+                    lines.append(_series(f"{network}, {name}", widths, values, logarithmic=True, dash=dash))
     text = (
         "Root mean square change of the tokens after a block, of the generator's latents and of the discriminator's "
         "logits, by one optimizer step at 1/32 of the learning rate, from the same weights for both rates; the "
