@@ -14,7 +14,7 @@ import pandas as pd
 
 from gat.config import Params, Training
 from gat.files import atomic_write, write_json
-from gat.report.claims import Measured, summarize
+from gat.report.claims import Measured, runs_content, summarize
 from gat.report.figures import draw_analyses, draw_claims, save
 from gat.report.tables import claims_page
 from stages import ANALYSES, CLAIMS, RATES_CLAIM, REPORTS, SUMMARY, claims_key, results_of, runs_of
@@ -25,19 +25,22 @@ def main(params: Params) -> None:
     known = [*params.claims, RATES_CLAIM]
     chosen = os.environ.get(CLAIMS, "").split() or known
     runs, analyzed = runs_of(params, chosen)
-    results = {run: [results_of(params, Training(run, seed)) for seed in params.seeds] for run in runs}
+    files = {run: [results_of(params, Training(run, seed)) for seed in params.seeds] for run in runs}
+    results = {run: [one.read() for one in own] for run, own in files.items()}
     analyses = {}
     for run in analyzed:
         paths = [ANALYSES / f"{run}/seed-{seed}.json" for seed in params.seeds]
         analyses[run] = [json.loads(path.read_text()) for path in paths]
     measured = Measured(
-        {run: [one.read("metrics")["fid"] for one in own] for run, own in results.items()},
-        {run: [one.curves()["fid"] for one in own] for run, own in results.items()},
+        {run: [one["fid"] for one in own] for run, own in results.items()},
+        {run: [one.curves()["fid"] for one in own] for run, own in files.items()},
         analyses,
     )
     claims = {name: claim for name, claim in params.claims.items() if name in chosen}
     rates = rates_table(params) if RATES_CLAIM in chosen else None
     content = summarize(claims, measured, rates, len(params.claims))
+    if runs:
+        content["analyses"].insert(0, runs_content({run: params.recipe(run) for run in runs}, results))
     write_json(SUMMARY, {"key": claims_key(params)} | content)
     with atomic_write(REPORTS / "claims.md") as path:
         command = "make claims" + ("" if [*chosen] == known else f' CLAIMS="{" ".join(chosen)}"')

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gat.config import Claim
-from gat.report.claims import Measured, analyses_content, early_movement, same_baselines, summarize
+from gat.config import Claim, Loss, Optimization, Recipe, Repa, Run
+from gat.report.claims import Measured, analyses_content, early_movement, runs_content, same_baselines, summarize
 from gat.report.columns import mean_text
 from gat.report.figures import draw_analyses, draw_claims
 from gat.report.tables import claims_page
@@ -112,6 +112,22 @@ def test_fid_while_training_is_shown_with_each_baseline():
     assert np.log([low, y, high]) == pytest.approx(logs.mean() + logs.std(ddof=1) * np.array([-1, 0, 1]))
 
 
+def test_each_run_is_listed_with_what_it_changes():
+    size = {"width": 32, "depth": 4, "heads": 1, "patch": 2}
+    guided = Run(**size, train={"style_gain": 0.1, "steps": 50}, loss={"levels": {"count": 4}})
+    apart = Run(**size, discriminator={"width": 16})
+    recipes = {"guided": Recipe(guided, Loss(), Optimization(), Repa())}
+    recipes["apart"] = recipes["guided"]._replace(run=apart)
+    one = {"learning_rate": 0.00594, "steps": 50, "kid": 1.0, "fid": 2.0, "warnings": []}
+    flat = {"learning_rate": 0.002, "steps": 99, "recall": 0.5, "fid": 5.0, "warnings": ["discriminator flat"]}
+    shown = runs_content(recipes, {"guided": [one, one], "apart": [one | {"fid": 3.0, "learning_rate": 0.002}, flat]})
+    settings = ["run", "G width × depth", "D width × depth", "patch", "learning rate", "steps", "changed"]
+    assert shown["columns"] == [*settings, "FID ↓", "flagged"]
+    changed = "train.style_gain=0.1, loss.levels.count=4"
+    assert shown["rows"][0] == ["guided", "32 × 4", "32 × 4", 2, "0.00594", 50, changed, "2.00 ± 0.00", ""]
+    assert shown["rows"][1] == ["apart", "32 × 4", "16 × 4", 2, "0.002", 50, "", "4.00 ± 1.41", 1]
+
+
 def test_a_summary_of_other_baselines_is_noticed():
     table = pd.DataFrame({"run": ["base"] * 3, "fid": FIDS["base"][::-1]})
     content = summarize({"a": claim("worse"), "b": claim("worse", baseline="unsure")}, MEASURED, NO_RATES)
@@ -121,9 +137,14 @@ def test_a_summary_of_other_baselines_is_noticed():
 
 def test_analyses_become_tables_and_plots():
     results = [one for own in ANALYSES.values() for one in own]
-    layers, discriminators, alignment, start, _ = analyses_content(results)
-    assert layers["rows"][0] == ["base", "change when skipped", "0.60 ± 0.00", "0.21 ± 0.01", "12.00 ± 0.00"]
-    assert layers["rows"][2] == ["base", "CKA", "0.10 ± 0.00", "0.80 ± 0.00", ""]
+    layers, tokens, discriminators, alignment, start, _ = analyses_content(results)
+    assert layers["columns"] == ["block", "base", "worse", "small"]
+    assert layers["rows"][0][:2] == ["1", "0.60 ± 0.00"]
+    assert layers["rows"][1] == ["2", "0.21 ± 0.01", "0.05 ± 0.00", "0.21 ± 0.01"]
+    assert layers["rows"][2:4] == [["idle of 1", *["0, 0, 0"] * 3], ["idle of 2", "0, 0, 0", "1, 1, 1", "0, 0, 0"]]
+    assert layers["rows"][4][:2] == ["distance", "12.00 ± 0.00"]
+    assert tokens["columns"][:3] == ["block", "base, cosine", "base, CKA"]
+    assert tokens["rows"][1][:3] == ["2", "0.90 ± 0.00", "0.80 ± 0.00"]
     assert layers["plot"]["series"][0]["y"] == pytest.approx([0.6, 0.21])
     assert layers["plot"]["series"][0]["above"] == pytest.approx([0, 0.01])
     cells = ["0.500 ± 0.000", "0.700 ± 0.000", "0.600 ± 0.000", "0.900 ± 0.000"]
@@ -144,7 +165,7 @@ def test_analyses_become_tables_and_plots():
 def test_generators_of_each_depth_have_a_plot_of_their_own():
     deep = result("deep", 32, 0) | {"layers": {key: [0.1] * 4 for key in ("skipped", "cosine", "cka")} | {"spread": 1}}
     titles = [part["title"] for part in analyses_content([result("base", 32, 0), deep])]
-    assert titles[:2] == ["Layer use of generators with 4 blocks", "Layer use of generators with 2 blocks"]
+    assert titles[:4:2] == ["Layer use of generators with 4 blocks", "Layer use of generators with 2 blocks"]
 
 
 def test_summary_is_written_and_drawn():

@@ -86,7 +86,8 @@ def nearest_in_training(
 ) -> float:
     """Share (0–1) of samples (N, d) whose nearest real image is a training image, among as many of both kinds.
 
-    0.5 if samples are no nearer to the images that were trained on than to others; 1 if they are copies.
+    0.5 if samples are no nearer to the images that were trained on than to others. If all are copies of training images
+    it is 0.5 + n / 2, n the share of the training images that are compared, as many as there are held-out ones.
     """
     count = min(len(training), len(held))
     fake, *reals = _tensors(features, *(own[evenly_spaced(len(own), count)] for own in (training, held)), device=device)

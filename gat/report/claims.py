@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from gat.config import Claim
-from gat.report.columns import mean_text
+from gat.config import Claim, Recipe
+from gat.report.columns import METRICS, mean_text
 from gat.report.comparisons import Comparison, ExpectedDifference, Verdict, compare, judge
 from gat.report.learning_rates import fit_rates, rates_content
 
@@ -31,6 +31,9 @@ class Measured(NamedTuple):
 
 
 MEASURES = {"fid": "FID", "early_movement": "early movement", "cknna": "CKNNA"}
+SHOWN = {"fid", "fid_held", "fd_encoder", "recall"}  # of the metrics, in the table of runs
+IN_COLUMNS = {"learning_rate", "scale_lr_by_width", "steps"}  # settings of `train` that this table has columns for
+IDLE = 0.1  # of the distance between two images: a block that moves images by less when skipped hardly does anything
 
 
 def early_movement(result: Result) -> float:
@@ -115,6 +118,37 @@ def same_baselines(content: Mapping[str, Any], table: pd.DataFrame) -> bool:
     )
 
 
+def runs_content(recipes: Mapping[str, Recipe], results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """A title, a text and a table of the runs that claims compare, as JSON.
+
+    Args:
+        recipes: by run.
+        results: by run, of each seed, what `gat.study.results` reads. Shown are the metrics of `SHOWN` that all have.
+    """
+    known = [own for seeds in results.values() for own in seeds]
+    shown = [column for column in METRICS if column.key in SHOWN and all(column.key in own for own in known)]
+    rows = []
+    for name, (run, *_) in recipes.items():
+        own = results[name]
+        sizes = [f"{network.width} × {network.depth}" for network in (run, run.discriminator_network)]
+        train = {key: value for key, value in run.train.items() if key not in IN_COLUMNS}
+        overrides = {"train": train, "loss": run.loss, "repa": run.repa}
+        flat = pd.json_normalize(overrides).to_dict("records")[0]  # such as {"loss.levels.count": 4}
+        changed = ", ".join(f"{key}={value}" for key, value in flat.items())
+        measured = [mean_text([one[column.key] for one in own], column.format) for column in shown]
+        flagged = sum(bool(one["warnings"]) for one in own) or ""
+        settings = [*sizes, run.patch, f"{own[0]['learning_rate']:.3g}", own[0]["steps"], changed]
+        rows.append([name, *settings, *measured, flagged])
+    titles = ["run", "G width × depth", "D width × depth", "patch", "learning rate", "steps", "changed"]
+    text = (
+        "G, D: generator, discriminator. The learning rate is that of G, at its width and the batch size. Changed: "
+        "settings other than those of the study, besides rates and steps; `study` in params.yaml has all of them. "
+        "Flagged: trainings with a warning, such as that of a flat discriminator."
+    )
+    columns = [*titles, *(column.title for column in shown), "flagged"]
+    return {"title": "Runs", "text": text, "columns": columns, "rows": rows, "plot": None}
+
+
 def _groups(claims: Mapping[str, Claim]) -> dict[str, list[str]]:
     """The arms that are compared with each baseline."""
     groups: dict[str, list[str]] = {}
@@ -166,7 +200,9 @@ def analyses_content(results: Sequence[Result]) -> list[dict[str, Any]]:
         return {run: own for run, own in by_run.items() if all(key in one for one in own)}
 
     depths = sorted({_depth(own) for own in by_run.values()}, reverse=True)
-    parts = [_layers({run: own for run, own in by_run.items() if _depth(own) == depth}) for depth in depths]
+    parts = []
+    for depth in depths:
+        parts += _layers({run: own for run, own in by_run.items() if _depth(own) == depth})
     if with_discriminator := having("discriminator"):
         parts += _discriminators(with_discriminator)
     if stepped := having("steps"):
@@ -178,29 +214,47 @@ def _depth(results: Sequence[Result]) -> int:
     return len(results[0]["layers"]["skipped"])
 
 
-def _layers(by_run: Runs) -> dict[str, Any]:
+def _layers(by_run: Runs) -> list[dict[str, Any]]:
     """Layer use of generators of one depth."""
-    depth = _depth(next(iter(by_run.values())))
-    rows, lines = [], []
+    depth, runs = _depth(next(iter(by_run.values()))), [*by_run]
     blocks = [str(i + 1) for i in range(depth)]
-    names = {"skipped": "change when skipped", "cosine": "cosine", "cka": "CKA"}
-    for run, own in by_run.items():
-        use = {key: np.array([one["layers"][key] for one in own]).T for key in names}  # (blocks, seeds)
-        lines.append(_series(run, blocks, use["skipped"].tolist()))
-        rows += [[run, name, *(mean_text(at, ".2f") for at in use[key])] for key, name in names.items()]
-        spreads = mean_text([one["layers"]["spread"] for one in own])
-        rows[-3].append(spreads)
-        rows[-2].append("")
-        rows[-1].append("")
-    return {
-        "title": f"Layer use of generators with {depth} blocks",
-        "text": "Change when skipped: distance that an image moves in the extractor's feature space when one block is "
-        "skipped, relative to the mean distance between two images, which is in the last column; near 0, the block is "
-        "not used. Cosine similarity and CKA compare the tokens before and after a block.",
-        "columns": ["run", "", *(f"block {block}" for block in blocks), "distance between images"],
-        "rows": rows,
-        "plot": {"kind": "bar", "x": "block", "y": "change when skipped", "series": lines},
-    }
+
+    def of_blocks(key: str) -> dict[str, np.ndarray]:
+        """For each run (blocks, seeds)."""
+        return {run: np.array([one["layers"][key] for one in own]).T for run, own in by_run.items()}
+
+    def rows(use: Mapping[str, np.ndarray]) -> list[list[str]]:
+        return [[block, *(mean_text(own[i], ".2f") for own in use.values())] for i, block in enumerate(blocks)]
+
+    skipped, cosine, cka = (of_blocks(key) for key in ("skipped", "cosine", "cka"))
+    bars = [_series(run, blocks, own.tolist()) for run, own in skipped.items()]
+    moved = rows(skipped)
+    for start, stop in ((0, depth // 2), (depth // 2, depth)) if depth > 1 else ():
+        idle = [(own[start:stop] < IDLE).sum(axis=0) for own in skipped.values()]  # (seeds,) of each run
+        name = f"idle of {start + 1}" + f" to {stop}" * (stop > start + 1)
+        moved.append([name, *(", ".join(map(str, counts)) for counts in idle)])
+    spreads = [mean_text([one["layers"]["spread"] for one in own]) for own in by_run.values()]
+    both = [
+        [left[0], *np.ravel([left[1:], right[1:]], "F")] for left, right in zip(rows(cosine), rows(cka), strict=True)
+    ]
+    return [
+        {
+            "title": f"Layer use of generators with {depth} blocks",
+            "text": "Distance that an image moves in the extractor's feature space when one block is skipped, relative "
+            "to the mean distance between two images, which is in the last row; near 0, the block is not used. Idle: "
+            f"how many blocks of this half move images by less than {IDLE:g}, for each seed.",
+            "columns": ["block", *runs],
+            "rows": [*moved, ["distance", *spreads]],
+            "plot": {"kind": "bar", "x": "block", "y": "change when skipped", "series": bars},
+        },
+        {
+            "title": f"Tokens before and after each of {depth} blocks",
+            "text": "Cosine similarity, and CKA.",
+            "columns": ["block", *(f"{run}, {name}" for run in runs for name in ("cosine", "CKA"))],
+            "rows": both,
+            "plot": None,
+        },
+    ]
 
 
 SEEN = (

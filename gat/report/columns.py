@@ -75,7 +75,8 @@ METRICS = (
         "nearest in training",
         ".3f",
         None,
-        "share of samples whose nearest real is a training image, of as many held-out ones; 0.5: no sign of copying",
+        "share of samples whose nearest real is a training image, of as many held-out ones; 0.5: no sign of copying; "
+        "copies would have the value of reconstructions of training images (floors)",
     ),
 )
 GAP = Column("gap", "gap", ".2f", None, "mean D(real) − D(fake) over the last tenth of training; near 0, D is flat")
