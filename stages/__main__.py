@@ -16,13 +16,24 @@ import yaml
 
 from gat.config import MODEL, ParamsError, load_params
 from gat.files import is_disk_full
-from stages import load_checked_params
-from stages.processes import LAUNCHED, PATIENCE_SECONDS, SLOT, check_user, end_with_parent, launched_by_this
+from stages import CODE, load_checked_params
+from stages.code import code_of
+from stages.processes import (
+    LAUNCHED,
+    PATIENCE_SECONDS,
+    SLOT,
+    check_user,
+    end_with_parent,
+    launched_by_this,
+    wait_for_dvc,
+)
 
 ON_ONE_PROCESS = (
     *("source", "code", "tidy", "extractor", "encoder", "teachers", "vae", "package", "showcase", "report"),
     *("analyze", "summary", "export", "plan"),
 )
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
+ANY_PORT = ("--main_process_port", "0")  # that is free, since another stage may be running on this machine
 ON_ALL_PROCESSES = ("images", "reference", "statistics", "latents", "floors", "train", "evaluate", "samples")
 
 
@@ -39,10 +50,14 @@ def main() -> None:
             sys.exit(f"{name}: {missing} is missing; `dvc repro` makes what a stage needs before it runs it")
         if SLOT in os.environ or LAUNCHED in os.environ:  # a dead parent's signals would not reach this process
             end_with_parent()
+        if "DVC_STAGE" in os.environ and has_changed(name):
+            sys.exit(f"{name}: its code has changed since `dvc repro` started; run it again")
         if name in ON_ALL_PROCESSES and should_relaunch():
             relaunch()
         del sys.argv[1]
         importlib.import_module(f"stages.{name}").main(params)
+        if "DVC_STAGE" in os.environ:
+            wait_for_dvc()
     except ParamsError as error:
         sys.exit(f"params.yaml: {error}")
     except FloatingPointError as error:  # training diverged
@@ -62,6 +77,12 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; run again to resume from the last checkpoint", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
+
+
+def has_changed(name: str) -> bool:
+    """Whether the code of a stage is not that of which stage `code` has written the hash, which DVC records."""
+    path = CODE / name
+    return path.exists() and code_of(name) != path.read_text(encoding="utf-8")
 
 
 def missing_deps(name: str, run: str = "", seed: str = "") -> str | None:
@@ -88,7 +109,8 @@ def should_relaunch() -> bool:
     import torch
     from accelerate.commands.config.config_args import default_config_file
 
-    return Path(default_config_file).exists() or torch.cuda.device_count() > 1
+    configured = Path(default_config_file).exists() and SLOT not in os.environ  # it is of all GPUs, not of a slot's
+    return configured or torch.cuda.device_count() > 1
 
 
 def on_several_machines(config: Path) -> bool:
@@ -105,13 +127,18 @@ def relaunch() -> None:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE_SECONDS))
     if launcher := os.environ.get("GAT_LAUNCH"):
         command = shlex.split(launcher)
+    elif SLOT in os.environ:
+        import torch
+
+        command = [*ACCELERATE, *ANY_PORT, "--multi_gpu", "--gpu_ids", "all", "--num_machines", "1"]
+        command += ["--num_processes", str(torch.cuda.device_count())]
     else:
-        if Path(default_config_file).exists():  # the launcher's errors do not name this file
-            message = f"launching as configured in {default_config_file}; change it with `accelerate config`"
+        command, config = [*ACCELERATE], Path(default_config_file)
+        if config.exists():  # the launcher's errors do not name this file
+            message = f"launching as configured in {config}; change it with `accelerate config`"
             print(message, file=sys.stderr, flush=True)
-        command = ["accelerate", "launch"]
-        if not on_several_machines(Path(default_config_file)):
-            command += ["--main_process_port", "0"]  # any free port, since another stage may be running here
+        if not on_several_machines(config):
+            command += ANY_PORT
     os.execvp(command[0], [*command, "-m", "stages", *sys.argv[1:]])
 
 

@@ -1,11 +1,13 @@
 """What processes need to start, and how those that this project starts end: with the process that started them."""
 
 import ctypes
+import fcntl
 import getpass
 import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -60,3 +62,27 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def wait_for_dvc(path: Path = Path(".dvc/tmp/lock")) -> None:
+    """Wait until no process holds DVC's lock, and say which one does.
+
+    `dvc repro` gives up if it does not get this lock within three seconds of a stage's end, and its next call discards
+    what the stage has made.
+    """
+    with suppress(OSError), path.open() as file:  # there is no lock, or there are none on this file system
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = path.read_text().strip()
+            print(
+                f"waiting for process {holder}{_command(holder)}, which holds DVC's lock", file=sys.stderr, flush=True
+            )
+            fcntl.flock(file, fcntl.LOCK_SH)
+
+
+def _command(pid: str) -> str:
+    """The command of a process in parentheses, if it can be seen."""
+    with suppress(psutil.Error, ValueError):
+        return f" ({' '.join(psutil.Process(int(pid)).cmdline())})"
+    return ""

@@ -9,7 +9,6 @@ SIGTERM lets running trainings save a checkpoint; run again to resume.
 
 import argparse
 import asyncio
-import fcntl
 import json
 import os
 import re
@@ -29,10 +28,9 @@ from rich.table import Table
 
 from gat.config import Params, ParamsError, Training
 from stages import CLAIMS, RATES, RATES_CLAIM, address, is_arm, load_checked_params, runs_of
-from stages.processes import PATIENCE_SECONDS, SLOT, check_user, end_with_parent, is_alive
+from stages.processes import PATIENCE_SECONDS, SLOT, check_user, end_with_parent, is_alive, wait_for_dvc
 
 REFRESH_SECONDS, LOG_SECONDS = 0.5, 60  # between two tables on a terminal; elsewhere, between two lines of a job
-WAIT_SECONDS = 3  # after which what a command of DVC's waits for is shown
 TAIL_BYTES, TAIL_LINES = 65536, 25  # kept of a job's output; shown if it fails
 
 
@@ -84,10 +82,10 @@ class Job:
 
 
 class Scheduler:
-    """Runs jobs in slots, one at a time in each; `slots` has the GPUs of each."""
+    """Runs jobs in up to `count` slots, one at a time in each, which divide `gpus` among them."""
 
-    def __init__(self, slots: list[list[str]]) -> None:
-        self.slots = slots
+    def __init__(self, count: int, gpus: list[str]) -> None:
+        self.count, self.gpus = count, gpus
         self.waiting, self.running = deque[Job](), list[Job]()
         self.failed = self.stopped = False
         self.console = Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
@@ -103,7 +101,8 @@ class Scheduler:
         for phase in phases:
             if not (self.failed or self.stopped):
                 self.waiting.extend(phase)
-                await asyncio.gather(*(self._work(gpus) for gpus in self.slots))
+                slots = make_slots(min(self.count, len(phase)), self.gpus)
+                await asyncio.gather(*(self._work(gpus) for gpus in slots))
         progress.cancel()
 
     async def _work(self, gpus: list[str]) -> None:
@@ -193,11 +192,15 @@ def make_phases(params: Params, changed: set[str], claims: list[str] | None = No
     return wanted + [[Job(targets)] for targets in rest]
 
 
-def make_slots(jobs: int | None, threads: int | None, gpus: list[str]) -> list[list[str]]:
-    """The GPUs of each slot; by default a slot has one GPU or, on a machine without, `threads` cores."""
+def slot_count(jobs: int | None, threads: int | None, gpus: list[str]) -> int:
+    """How many jobs may run at once: by default one per GPU or, on a machine without, one per `threads` cores."""
     from gat.runtime import cores  # imports torch
 
-    count = jobs or len(gpus) or max(1, cores() // (threads or cores()))
+    return jobs or len(gpus) or max(1, cores() // (threads or cores()))
+
+
+def make_slots(count: int, gpus: list[str]) -> list[list[str]]:
+    """The GPUs of each of `count` slots; slots share GPUs if there are fewer."""
     if count > len(gpus):
         return [gpus[i % len(gpus) :][:1] if gpus else [] for i in range(count)]
     return [gpus[i * len(gpus) // count : (i + 1) * len(gpus) // count] for i in range(count)]
@@ -221,50 +224,17 @@ def remove_stale_locks(path: Path = Path(".dvc/tmp/rwlock")) -> None:
         path.unlink()
 
 
-def lock_holder(path: Path = Path(".dvc/tmp/lock")) -> int | None:
-    """The process that holds DVC's lock, as it has written its ID there; None if no process holds it."""
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return int(path.read_text().strip() or 0)
-    except OSError:  # there is no lock, or there are none on this file system
-        pass
-    return None
-
-
 def run_dvc(*command: str) -> bytes:
-    """Run a command of DVC's that waits for its lock; its output. Errors and progress are shown.
+    """The output of a command of DVC's, which waits for its lock. Errors and progress are shown.
 
     Raises:
         SystemExit: it failed.
     """
-    said = False
-    command = ("dvc", "--wait-for-lock", *command)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=end_with_parent) as process:
-        try:
-            while True:
-                with suppress(subprocess.TimeoutExpired):
-                    output, _ = process.communicate(timeout=WAIT_SECONDS)
-                    break
-                holder = None if said else lock_holder()
-                if holder is not None and holder != process.pid:
-                    said = True
-                    bar = "\n" if sys.stderr.isatty() else ""  # DVC draws one on a terminal
-                    print(f"{bar}waiting for {_describe(holder)}, which holds DVC's lock", file=sys.stderr, flush=True)
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        sys.exit(process.returncode)
-    return output
-
-
-def _describe(pid: int) -> str:
-    """A process by its ID and, if it can be seen, its command."""
-    with suppress(psutil.Error):
-        return f"process {pid} ({' '.join(psutil.Process(pid).cmdline())})"
-    return f"process {pid}"
+    wait_for_dvc()
+    done = subprocess.run(("dvc", "--wait-for-lock", *command), stdout=subprocess.PIPE, preexec_fn=end_with_parent)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout
 
 
 def main() -> None:
@@ -299,7 +269,8 @@ def main() -> None:
         remove_stale_locks()
         run_dvc("repro", "--single-item", "code", "source", "tidy")
         phases = make_phases(params, {*json.loads(run_dvc("status", "--json"))}, chosen)
-        scheduler = Scheduler(make_slots(arguments.jobs, params.compute.threads, find_gpus()))
+        gpus = find_gpus()
+        scheduler = Scheduler(slot_count(arguments.jobs, params.compute.threads, gpus), gpus)
         asyncio.run(scheduler.run(phases))
         if scheduler.stopped:
             raise KeyboardInterrupt

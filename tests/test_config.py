@@ -11,6 +11,7 @@ from helpers import changed_params
 from gat.config import Loss, Network, Optimization, Params, ParamsError, Repa, load_params
 from gat.runtime import choose_precision
 from stages import parse_training
+from stages.__main__ import relaunch, should_relaunch
 from stages.processes import LAUNCHED, launched_by_this
 
 # What is changed, the key and the value that the error names, and what it allows.
@@ -265,25 +266,40 @@ def test_unknown_stage_is_named(tmp_path):
     assert re.match(r"python -m stages NAME .* images, [^\n]*train[^\n]*\n$", done.stderr)
 
 
+LAUNCHER = "-m accelerate.commands.launch"
+ANY_PORT = "--main_process_port 0"
+IN_A_SLOT = f"{LAUNCHER} {ANY_PORT} --multi_gpu --gpu_ids all --num_machines 1 --num_processes 3"
+
+
 @pytest.mark.parametrize(
-    ("environment", "command"),
+    ("gpus", "machines", "environment", "command"),
     [
-        ({"GAT_LAUNCH": "echo srun torchrun"}, "srun torchrun"),
-        ({}, "launch --main_process_port 0"),
-        ({"machines": "2"}, "launch"),  # which have to agree on a port
+        (0, 1, {"GAT_LAUNCH": "srun torchrun"}, "torchrun"),
+        (0, 1, {}, f"{LAUNCHER} {ANY_PORT}"),
+        (0, 2, {}, LAUNCHER),  # several machines have to agree on a port
+        (3, None, {}, f"{LAUNCHER} {ANY_PORT}"),
+        (3, 1, {"GAT_SLOT": "1"}, IN_A_SLOT),  # whatever is configured for all GPUs of the machine
+        (1, 1, {"GAT_SLOT": "1"}, None),
+        (1, None, {}, None),
     ],
 )
-def test_stage_starts_itself_on_all_processes(environment, command, tmp_path):
-    """Where Accelerate is configured, or by a launcher of another name; a program that prints its arguments here."""
-    write(tmp_path)
-    (tmp_path / "accelerate").mkdir()
-    machines = environment.get("machines", "1")
-    (tmp_path / "accelerate/default_config.yaml").write_text(f"num_machines: {machines}\nmain_process_port: 29500\n")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/accelerate").symlink_to("/bin/echo")
-    environment |= {"HF_HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
-    done = run_stage(tmp_path, "stages", "train", "S-2", "0", **environment)
-    assert done.stdout == f"{command} -m stages train S-2 0\n"
+def test_stage_starts_itself_on_all_processes(gpus, machines, environment, command, tmp_path, monkeypatch):
+    """Where Accelerate is configured, there are several GPUs, or by a launcher of another name."""
+    config, launched = tmp_path / "default_config.yaml", []
+    if machines is not None:
+        config.write_text(f"num_machines: {machines}\nmain_process_port: 29500\ngpu_ids: 0,1,2\n")
+    for name in ("GAT_LAUNCH", "GAT_LAUNCHED", "GAT_SLOT", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.environ", {**os.environ})  # `relaunch` adds to it
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(config))
+    monkeypatch.setattr("os.execvp", lambda program, arguments: launched.append(arguments))
+    monkeypatch.setattr("sys.argv", ["stages", "train", "S-2", "0"])
+    if should_relaunch():
+        relaunch()
+    assert [" ".join(own[1:]) for own in launched] == ([] if command is None else [f"{command} -m stages train S-2 0"])
 
 
 def test_a_full_gpu_is_one_line_that_says_what_to_change(tmp_path):

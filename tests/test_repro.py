@@ -1,5 +1,6 @@
 """The scheduler of `python -m stages.repro`, with a shell script in the place of DVC. tests/test_graph.py runs DVC."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from dvc.repo import Repo
 from project import Project
 from zc.lockfile import LockFile
 
-from stages.repro import Job, find_gpus, make_slots
+from stages.repro import Job, Scheduler, find_gpus, make_slots, slot_count
 
 DVC = """#!/bin/sh
 for name; do :; done
@@ -66,7 +67,23 @@ def test_second_interrupt_kills_what_ignores_the_first(tmp_path):
     [(None, "01", ["0", "1"]), (2, "01234", ["01", "234"]), (3, "01", ["0", "1", "0"]), (2, "", ["", ""])],
 )
 def test_slots_divide_gpus_or_share_them(jobs, gpus, slots):
-    assert make_slots(jobs, None, [*gpus]) == [[*slot] for slot in slots]
+    assert make_slots(slot_count(jobs, None, [*gpus]), [*gpus]) == [[*slot] for slot in slots]
+
+
+def test_a_phase_of_few_jobs_has_all_gpus(monkeypatch):
+    ran = []
+
+    async def run(job: Job, gpus: list[str]) -> bool:
+        ran.append((job.name, "".join(gpus)))
+        await asyncio.sleep(0)  # the other slots start
+        return True
+
+    monkeypatch.setattr(Job, "run", run)
+    phases = [["images"], ["reference", "latents", "teachers"], ["a", "b", "c", "d"], []]
+    asyncio.run(Scheduler(4, [*"01234567"]).run([[Job([name]) for name in phase] for phase in phases]))
+    assert ran[0] == ("images", "01234567")
+    assert ran[1:4] == [("reference", "01"), ("latents", "234"), ("teachers", "567")]
+    assert [gpus for _, gpus in ran[4:]] == ["01", "23", "45", "67"]
 
 
 def test_status_is_the_last_state_of_a_progress_bar():
@@ -122,7 +139,6 @@ def test_what_dvc_says_is_shown(change, said, tmp_path):
 
 STATUS = """
 from stages import repro
-repro.WAIT_SECONDS = 0.2
 print(repro.run_dvc("status", "--json"))
 """
 
@@ -143,3 +159,32 @@ def test_what_holds_dvcs_lock_is_named_once(tmp_path):
     time.sleep(0.5)
     held.close()
     assert process.communicate(timeout=60) == ("b'{}\\n'\n", "")
+
+
+def test_a_stage_ends_when_dvc_can_record_it(tmp_path):
+    """DVC gives up after three seconds without its lock, and would make the outs of this stage again."""
+    project = Project.copy(tmp_path / "project", "smoke.yaml")
+    (project.folder / ".dvc/tmp").mkdir()
+    held = LockFile(str(project.folder / ".dvc/tmp/lock"))
+    environment = project.env | {"DVC_STAGE": "tidy"}
+    command = [sys.executable, "-m", "stages", "tidy"]
+    process = subprocess.Popen(command, cwd=project.folder, env=environment, stderr=PIPE, text=True)
+    assert f"waiting for process {os.getpid()}" in process.stderr.readline()
+    assert (project.folder / "data/trainings.json").exists()
+    time.sleep(0.2)
+    assert process.poll() is None
+    held.close()
+    assert (process.wait(timeout=30), process.stderr.read()) == (0, "")
+
+
+def test_a_stage_whose_code_has_changed_since_its_hash_was_taken_does_not_run(tmp_path):
+    """DVC would record what the changed code makes as made by the old one."""
+    project = Project.copy(tmp_path / "project", "smoke.yaml", DVC_STAGE="tidy")
+    project.type("python", "-m", "stages", "code")
+    module = project.folder / "stages/tidy.py"
+    module.write_text(f"# A comment changes nothing.\n{module.read_text()}")
+    project.type("python", "-m", "stages", "tidy")
+    module.write_text(f"{module.read_text()}\nFACTOR = 2\n")
+    done = project.type("python", "-m", "stages", "tidy", check=False)
+    assert done.returncode == 1
+    assert done.stderr == "tidy: its code has changed since `dvc repro` started; run it again\n"
