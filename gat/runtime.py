@@ -32,13 +32,13 @@ def cores() -> int:
 
 
 def make_accelerator(compute: Compute = Compute(), precision: str | None = None) -> Accelerator:  # noqa: B008 (frozen)
-    """An Accelerator for this machine; with TF32 on GPUs. Precision is a setting of params.yaml, not of Accelerate.
+    """An Accelerator for this machine. Precision is a setting of params.yaml, not of Accelerate.
 
     PyTorch uses `compute.threads` threads or, if that is null, this process's share of the cores.
 
     Args:
         compute: as in params.yaml.
-        precision: in place of `compute.precision`.
+        precision: in place of `compute.precision`, with which GPUs use TF32 for what is in float32.
 
     Raises:
         ParamsError: see `choose_precision`.
@@ -48,7 +48,8 @@ def make_accelerator(compute: Compute = Compute(), precision: str | None = None)
     if on_cpu:
         keep_memory()
     else:
-        torch.set_float32_matmul_precision("high")  # TF32, which newer CPUs would use as well
+        torch.set_float32_matmul_precision("high" if precision is None else "highest")  # on newer CPUs TF32, too
+        torch.backends.cudnn.allow_tf32 = precision is None
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=PRECISIONS[choose_precision(precision or compute.precision)],

@@ -8,6 +8,7 @@ the width rule and with one learning rate for all widths, which is that of the m
 """
 
 import json
+from pathlib import Path
 
 import torch
 from diffusers.utils import logging
@@ -35,7 +36,8 @@ def main(params: Params) -> None:
     recipe, settings = params.recipe(training.run), params.analyze
     accelerator = make_accelerator(params.compute, precision="fp32")
     device, networks = accelerator.device, RUNS / training.folder
-    latents, images, vae = Latents(LATENTS), Images(IMAGES), load_vae(VAE, device)
+    latents, images, pretrained = Latents(LATENTS), Images(IMAGES), recipe.run.pretrained
+    vae = load_vae(VAE if pretrained is None else Path(pretrained) / "vae", device)
     extractor = Extractor(EXTRACTOR, device)
     teacher = None if recipe.repa.teacher is None else Teacher(teacher_folder(params, training.run), device)
     encoder = json.loads((ENCODER / "encoder.json").read_text())["name"]
@@ -43,13 +45,13 @@ def main(params: Params) -> None:
     generator = Generator.from_pretrained(networks / "generator").to(device)
     rng = generator_of(0, Purpose.ANALYSIS, device=device)  # the same samples for all trainings
     z = torch.randn(settings.samples, Z_DIM, generator=rng, device=device)
-    labels = torch.arange(settings.samples, device=device) % len(latents.classes)
+    labels = torch.arange(settings.samples, device=device) % generator.config["classes"]
     result = training._asdict() | {
         "width": recipe.run.width,
         "patch": recipe.run.patch,
         "layers": layer_use(generator, vae, z, labels, extractor),
     }
-    if recipe.run.pretrained is None and len(latents.classes) > 1:
+    if pretrained is None and len(latents.classes) > 1:
         discriminator = Discriminator.from_pretrained(networks / "discriminator").to(device)
         held, count = Images(IMAGES, held=True), settings.reals
         if len(held):

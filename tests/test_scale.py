@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 from contextlib import chdir
@@ -132,6 +133,13 @@ def test_imagenet_in_small_runs_end_to_end_on_two_processes(models, tmp_path):
     again = json.loads((project.folder / "results/model/metrics.json").read_text())
     assert again["fid"] == pytest.approx(fid, rel=1e-4)
     assert not list((project.folder / "results/model/curves").iterdir())
+
+    # Its own VAE decodes it, in analyses as well.
+    shutil.rmtree(project.folder / "data/vae")
+    project.replace(analyze={"samples": 4})
+    project.env["DVC_STAGE"] = "analyze"
+    project.type("python", "-m", "stages", "analyze", "model")
+    assert len(json.loads((project.folder / "analyses/model.json").read_text())["layers"]["skipped"]) == run["depth"]
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -1,6 +1,6 @@
 """Analyses of trained networks: layer use, what the discriminator knows of classes, changes per optimizer step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from gat.data.images import Images
 from gat.data.latents import Latents, TrainingBatches
 from gat.data.pixels import decode
 from gat.data.vae import encode
+from gat.evaluation.features import FeatureFn
 from gat.evaluation.fid import evenly_spaced
 from gat.evaluation.metrics import neighbour_accuracy
 from gat.gan.augment import sample_augment_params
@@ -32,14 +33,14 @@ NO_AUGMENT = Augment(color=0.0, translation=0.0, cutout=0.0, flip=0.0)
 NEIGHBOURS = 10  # k of CKNNA
 SMALL = 1 / 32  # of the learning rate, at which changes of outputs are in proportion to it
 
-Extract = Callable[[np.ndarray], np.ndarray]  # features (N, d) of images uint8 (N, H, W, 3)
-
 
 # Layer use
 
 
 @torch.no_grad()
-def layer_use(generator: Generator, vae: AutoencoderKL, z: Tensor, labels: Tensor, extract: Extract) -> dict[str, Any]:
+def layer_use(
+    generator: Generator, vae: AutoencoderKL, z: Tensor, labels: Tensor, extract: FeatureFn
+) -> dict[str, Any]:
     """How much each block of a generator changes images and tokens.
 
     Args:
@@ -62,14 +63,8 @@ def layer_use(generator: Generator, vae: AutoencoderKL, z: Tensor, labels: Tenso
         with _skipped(block):
             moved = np.linalg.norm(_features(generator, vae, z, labels, extract) - whole, axis=1).mean()
         skipped.append(float(moved / spread))
-    tokens: list[tuple[Tensor, Tensor]] = []
-    hooks = [
-        block.register_forward_hook(lambda _, inputs, output: tokens.append((inputs[0], output)))
-        for block in generator.blocks
-    ]
-    generator(z, labels)
-    for hook in hooks:
-        hook.remove()
+    with _passes_of(generator.blocks) as tokens:
+        generator(z, labels)
     pairs = [(before.expand_as(after).float(), after.float()) for before, after in tokens]
     return {
         "skipped": skipped,
@@ -79,7 +74,7 @@ def layer_use(generator: Generator, vae: AutoencoderKL, z: Tensor, labels: Tenso
     }
 
 
-def _features(generator: Generator, vae: AutoencoderKL, z: Tensor, labels: Tensor, extract: Extract) -> np.ndarray:
+def _features(generator: Generator, vae: AutoencoderKL, z: Tensor, labels: Tensor, extract: FeatureFn) -> np.ndarray:
     return extract(decode(vae, generator(z, labels)).cpu().numpy())
 
 
@@ -141,7 +136,7 @@ def probed(images: Images, rows: np.ndarray, vae: AutoencoderKL) -> Probed:
     return Probed(torch.cat(means) * vae.config["scaling_factor"], images.labels[rows])
 
 
-def other_features(images: Images, rows: np.ndarray, extract: Extract) -> np.ndarray:
+def other_features(images: Images, rows: np.ndarray, extract: FeatureFn) -> np.ndarray:
     """Features (N, d) of some of the images (N,)."""
     return np.concatenate([extract(images[part]) for part in _parts(rows)])
 
@@ -254,6 +249,10 @@ def coordinate_check(
     """
     trainer = make_trainer(recipe, seed, latents, accelerator, teacher, compute)
     batches = TrainingBatches(latents, recipe.train.batch_size, seed, images=images if teacher else None)
+    if compute.micro_batch == "auto":
+        kept = [tensor.clone() for tensor in trainer.state().values() for _ in range(2)]  # as `layer_changes` does
+        trainer.fit_to_memory(send_to_device(batches[0], accelerator.device))
+        del kept
     own = width_aware_learning_rate(recipe.train, recipe.run.width)
     rates = {"with": own, "without": own * recipe.run.width / base_width}
     changes = {}
@@ -293,10 +292,13 @@ def layer_changes(
 
     @torch.no_grad()
     def outputs() -> dict[str, list[Tensor]]:
-        with _outputs_of(trainer.generator.blocks) as blocks:
+        with _passes_of(trainer.generator.blocks) as passes:
             latent = trainer.generator(z, labels)
         tokens = discriminator_tokens(trainer.discriminator, levels)
-        return {"generator": [*blocks, latent], "discriminator": [*tokens, trainer.discriminator(levels, labels)]}
+        return {
+            "generator": [*(output for _, output in passes), latent],
+            "discriminator": [*tokens, trainer.discriminator(levels, labels)],
+        }
 
     optimizers = trainer.optimizer_g, trainer.optimizer_d
     own_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
@@ -325,12 +327,14 @@ def _rms(change: Tensor) -> float:
 
 
 @contextmanager
-def _outputs_of(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
-    """Collect the blocks' outputs."""
-    outputs: list[Tensor] = []
-    hooks = [block.register_forward_hook(lambda _, inputs, output: outputs.append(output)) for block in blocks]
+def _passes_of(blocks: nn.ModuleList) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collect the blocks' inputs and outputs."""
+    passes: list[tuple[Tensor, Tensor]] = []
+    hooks = [
+        block.register_forward_hook(lambda _, inputs, output: passes.append((inputs[0], output))) for block in blocks
+    ]
     try:
-        yield outputs
+        yield passes
     finally:
         for hook in hooks:
             hook.remove()
