@@ -224,11 +224,14 @@ class Run(Network):
         folder = values.get("pretrained") if isinstance(values, dict) else None
         if not isinstance(folder, str):
             return values
+        path = Path(folder).expanduser()
         try:
-            config = json.loads((Path(folder).expanduser() / "generator/config.json").read_text())
+            if path.resolve().is_relative_to(Path("runs").resolve()):  # which DVC removes before it makes it again
+                raise ValueError
+            config = json.loads((path / "generator/config.json").read_text())
             return values | {key: config[key] for key in ("width", "depth", "heads", "patch")}
         except (OSError, ValueError, KeyError):
-            allowed = "pipeline folders from this project, such as runs/RUN/seed-N/pipeline"
+            allowed = "pipeline folders outside of runs/, such as those that `python -m stages export` makes"
             raise ParamsError(f"pretrained: {folder!r} is not allowed; allowed: {allowed}") from None
 
     @property
@@ -257,10 +260,18 @@ class Rates(_Section):
         return [f"{width}-{rate}" for width in self.widths for rate in self.learning_rates]
 
     def named(self, name: str) -> Run:
-        """The run of a name."""
+        """The run of a name.
+
+        Raises:
+            ParamsError: `run` is not a run without a width.
+        """
         width, rate = name.split("-", 1)
-        train = self.run.get("train", {}) | {"scale_lr_by_width": False, "learning_rate": float(rate)}
-        return Run(**self.run | {"width": int(width), "train": train})
+        try:
+            run = Run(**self.run | {"width": int(width)})
+        except ValidationError as error:
+            raise ParamsError(_first_error(error, "rates.run.")) from None
+        changes = {"scale_lr_by_width": False, "learning_rate": float(rate)}
+        return run.model_copy(update={"train": run.train | changes})
 
 
 class ModelUnderTest(Run):
@@ -535,7 +546,8 @@ class Params(_Section):
             claim = self.claims[name]
             for side in ("arm", "baseline"):
                 run, key = getattr(claim, side), f"claims.{name}.{side}"
-                _require(run in self.trained_runs, key, run, "entries of runs and arms")
+                trained = run in self.trained_runs and self.run(run).pretrained is None
+                _require(trained, key, run, "entries of runs and arms that are not pretrained")
                 analyzed = claim.measure == "fid" or run in self.analyze.runs
                 _require(analyzed, key, run, f"entries of analyze.runs, since its measure is {claim.measure}")
 

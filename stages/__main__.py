@@ -14,9 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from gat.config import MODEL, ParamsError, load_params
+from gat.config import MODEL, Params, ParamsError, load_params
 from gat.files import is_disk_full
-from stages import CODE, load_checked_params
+from stages import CODE, is_arm, load_checked_params
 from stages.code import code_of
 from stages.processes import (
     LAUNCHED,
@@ -46,7 +46,7 @@ def main() -> None:
     try:
         params = load_params() if name == "plan" else load_checked_params()
         os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures are the same on every machine
-        if "DVC_STAGE" not in os.environ and (missing := missing_deps(name, *sys.argv[2:4])):
+        if "DVC_STAGE" not in os.environ and (missing := missing_deps(params, name, *sys.argv[2:4])):
             sys.exit(f"{name}: {missing} is missing; `dvc repro` makes what a stage needs before it runs it")
         if SLOT in os.environ or LAUNCHED in os.environ:  # a dead parent's signals would not reach this process
             end_with_parent()
@@ -85,19 +85,26 @@ def has_changed(name: str) -> bool:
     return path.exists() and code_of(name) != path.read_text(encoding="utf-8")
 
 
-def missing_deps(name: str, run: str = "", seed: str = "") -> str | None:
-    """An input that does not exist, of a stage that is typed, not run by DVC, which checks this; None if all do."""
-    found: list[list[str]] = []  # of each stage of this name in the graphs
-    for graph in (Path("dvc.yaml"), Path("claims/dvc.yaml")):
-        stages = yaml.load(graph.read_bytes(), yaml.CSafeLoader)["stages"] if graph.exists() else {}
-        for stage in (stages[own] for own in (name, f"{name}-{MODEL}", f"{name}-rates") if own in stages):
-            deps = stage.get("do", stage).get("deps", [])
-            named = [
-                dep.replace("${item.run}", run).replace("${item.seed}", seed).replace("${seeds[0]}", seed)
-                for dep in deps
-            ]
-            found.append([path for path in named if "$" not in path and not Path(path).exists()])
-    return min(found, key=len)[0] if found and all(found) else None
+def missing_deps(params: Params, name: str, run: str = "", seed: str = "") -> str | None:
+    """An input that does not exist, of a stage that is typed, not run by DVC, which checks this; None if all do.
+
+    Raises:
+        ParamsError: there is no such run.
+    """
+    key = f"{name}-{MODEL}" if run == MODEL else f"{name}-rates" if run in params.rates.names else name
+    graphs = [Path("dvc.yaml"), Path("claims/dvc.yaml")]
+    content = [yaml.load(graph.read_bytes(), yaml.CSafeLoader) for graph in graphs if graph.exists()]
+    stages = [graph["stages"][key] for graph in content if key in graph["stages"]]
+    if not stages:
+        return None
+    stage = stages[-1 if is_arm(params, run) else 0]  # some are in both
+    deps = stage.get("do", stage).get("deps", [])
+    if any("${item.run}" in dep for dep in deps):
+        params.run(run)
+    names = {"${item.run}": run, "${item.seed}": seed, "${seeds[0]}": seed}
+    for old, new in names.items():
+        deps = [dep.replace(old, new) for dep in deps]
+    return next((dep for dep in deps if "$" not in dep and not Path(dep).exists()), None)
 
 
 def should_relaunch() -> bool:

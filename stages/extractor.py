@@ -25,7 +25,8 @@ def main(params: Params) -> None:
         print(f"held-out accuracy {trained.accuracy:.4f}")
     with atomic_write(EXTRACTOR) as folder:
         with loading(metrics.extractor, "metrics.extractor"):  # Inception is downloaded
-            save_extractor(folder, metrics.extractor, metrics.mode, trained)
+            mode = metrics.mode if trained is None else "clean"  # as the classifier resizes, in any mode
+            save_extractor(folder, metrics.extractor, mode, trained)
         check(folder)
 
 

@@ -34,9 +34,14 @@ def main(params: Params) -> None:
     parser.add_argument("--classes", type=int, help="in the data; by default the same")
     parser.add_argument("--json", action="store_true", help="print JSON, with all figures")
     asked = parser.parse_args()
-    params = load_params(asked.params) if asked.params else params
+    if asked.params:
+        try:
+            params = load_params(asked.params)
+        except ParamsError as error:
+            parser.error(f"{asked.params}: {error}")
     machine = machine_of(asked)
     data, guessed = data_of(params, asked)
+    params.check_latent_size(data.size)
     names = asked.runs or params.runs
     names = [name for name in names if params.recipe(name).run.pretrained is None]
     plans = []

@@ -67,6 +67,23 @@ def test_a_claim_is_judged_by_the_side_on_which_its_ratio_lies(arm, expected, ve
     assert row["ratio"].startswith(f"{ratio:.3g} [")
 
 
+def test_differences_are_never_equal_within_a_ratio():
+    """A measure that may be 0 is compared without logarithms, of which ±10% is a band."""
+    low, high = [-0.005, 0.0, 0.005, 0.01, 0.0], [0.01, 0.03, 0.02, 0.04, 0.02]
+    measured = Measured({"a": high, "base": low}, CURVES | {"a": CURVES["base"]}, {})
+    (row,) = summarize({"a": claim("a")}, measured, NO_RATES)["claims"]
+    assert (row["verdict"], row["logarithmic"]) == ("shows", False)
+
+
+def test_cknna_without_classes_is_undecided():
+    analyses = {run: list(own) for run, own in ANALYSES.items()}
+    analyses["base"] = [
+        {key: value for key, value in one.items() if key != "discriminator"} for one in analyses["base"]
+    ]
+    (row,) = summarize({"a": claim("worse", measure="cknna")}, MEASURED._replace(analyses=analyses), NO_RATES)["claims"]
+    assert row["verdict"] == "undecided"
+
+
 def test_equal_values_contradict_a_claim_and_are_said_to_be_equal():
     same = Measured({"a": [2.0, 2.01, 1.99], "base": [2.0, 2.02, 1.99]}, CURVES | {"a": CURVES["base"]}, {})
     (row,) = summarize({"a": claim("a")}, same, NO_RATES)["claims"]

@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from helpers import changed_params
 from gat.config import Loss, Network, Optimization, Params, ParamsError, Repa, load_params
 from gat.runtime import choose_precision
 from stages import parse_training
-from stages.__main__ import relaunch, should_relaunch
+from stages.__main__ import missing_deps, relaunch, should_relaunch
 from stages.processes import LAUNCHED, launched_by_this
 
 # What is changed, the key and the value that the error names, and what it allows.
@@ -43,6 +44,9 @@ WRONG = [
     ("train: {ema_decay: null}", "train.ema_decay: None", "number"),
     ("study: {L-2: {train: {ema_decay: 3}}}", "study.L-2.train.ema_decay: 3", "less than 1"),
     ("study: {L-2: {pretrained: ./nowhere}}", "study.L-2.pretrained: './nowhere'", "pipeline folders"),
+    ("study: {L-2: {pretrained: runs/L-2/seed-0/pipeline}}", "study.L-2.pretrained: 'runs/", "outside of runs/"),
+    ("rates: {run: {depth: deep}}", "rates.run.depth: 'deep'", "integer"),
+    ("rates: {run: {train: 5}}", "rates.run.train: 5", "dictionary"),
     ("study: {model: {width: 12, depth: 3, patch: 2}}", "study: 'model'", "other names"),
     ("study: {B 2: {width: 12, depth: 3, patch: 2}}", "study: 'B 2'", "letters"),
     ("study: {B.2: {width: 12, depth: 3, patch: 2}}", "study: 'B.2'", "letters"),
@@ -364,6 +368,8 @@ def test_a_process_whose_launcher_is_dead_ends_instead_of_waiting_for_it(tmp_pat
         (("train", "model"), "data/code/train"),
         (("evaluate", "augmented", "0"), "data/code/evaluate"),
         (("train", "16-0.0021", "0"), "data/code/train"),
+        (("samples", "other"), "data/code/samples"),
+        (("analyze", "deep", "0"), "data/code/analyze"),
     ],
 )
 def test_an_input_that_a_typed_stage_lacks_is_named_in_one_line(command, missing, tmp_path):
@@ -375,6 +381,27 @@ def test_an_input_that_a_typed_stage_lacks_is_named_in_one_line(command, missing
     assert done.returncode == 1
     makes = "`dvc repro` makes what a stage needs before it runs it"
     assert done.stderr == f"{command[0]}: {missing} is missing; {makes}\n"
+
+
+def test_what_a_typed_stage_lacks_is_of_its_own_graph(tmp_path, monkeypatch):
+    """Of `model`, of the study's runs and of arms, even if another run has all that it needs."""
+    monkeypatch.chdir(tmp_path)
+    loaded = load_params(write(tmp_path))
+    for name in ("dvc.yaml", "claims/dvc.yaml"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text((ROOT / name).read_text())
+    shared = ("code/evaluate", "vae", "extractor", "encoder", "reference.npz", "statistics")
+    for path in (*shared, *(f"teachers/{run}" for run in ("model", "S-2", "deep"))):
+        Path("data", path).mkdir(parents=True)
+    for path in ("generator", "discriminator"):
+        Path("runs/model", path).mkdir(parents=True)
+    assert missing_deps(loaded, "evaluate", "model") == "results/model/run.json"
+    assert missing_deps(loaded, "evaluate", "S-2", "0") == "runs/S-2/seed-0/generator"
+    for path in ("generator", "discriminator"):
+        Path("runs/deep/seed-0", path).mkdir(parents=True)
+    assert missing_deps(loaded, "evaluate", "deep", "0") == "claims/results/deep/seed-0/run.json"
+    with pytest.raises(ParamsError, match="run: 'S-3' is not allowed"):
+        missing_deps(loaded, "evaluate", "S-3", "0")
 
 
 @pytest.mark.parametrize("command", [("stages", "images"), ("stages.repro",)])

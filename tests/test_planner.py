@@ -242,7 +242,17 @@ def test_fastest_setting_that_fits_is_planned():
 
 @pytest.mark.parametrize(
     ("name", "card"),
-    [("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA GeForce RTX 4090", "RTX4090"), ("A100-40", "A100-40"), ("T4", None)],
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100"),
+        ("NVIDIA GeForce RTX 4090", "RTX4090"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40"),
+        ("A100-40", "A100-40"),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GH200 480GB", None),
+        ("T4", None),
+    ],
 )
 def test_gpu_is_found_by_the_name_that_pytorch_has_for_it(name, card):
     assert find_card(name) == (None if card is None else load_cards()[card])

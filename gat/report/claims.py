@@ -43,8 +43,8 @@ def early_movement(result: Result) -> float:
 
 
 def alignment(result: Result) -> float:
-    """CKNNA of the discriminator's [cls] token."""
-    return float(result["discriminator"]["trained"]["cknna"])
+    """CKNNA of the discriminator's [cls] token; NaN without classes, with which its analysis is left out."""
+    return float(result["discriminator"]["trained"]["cknna"]) if "discriminator" in result else float("nan")
 
 
 def summarize(

@@ -78,7 +78,9 @@ def compare(sample: ArrayLike, baseline: ArrayLike, logarithmic: bool = True) ->
     welch = stats.ttest_ind(a, b, equal_var=False)
     low, high = (float(end) for end in welch.confidence_interval(1 - ALPHA))
     error = (high - low) / 2 / stats.t.ppf(1 - ALPHA / 2, welch.df)
-    p_equal = min(1.0, 2 * float(stats.t.sf((EQUAL - abs(difference)) / error, welch.df)))
+    p_equal = 1.0  # ±10% is of a ratio
+    if logarithmic:
+        p_equal = min(1.0, 2 * float(stats.t.sf((EQUAL - abs(difference)) / error, welch.df)))
     return Comparison(difference, low, high, float(welch.pvalue), p_equal, logarithmic)
 
 

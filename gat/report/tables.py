@@ -250,20 +250,21 @@ def claims_page(content: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
         "training is of fewer samples than FID."
     )
     lines = ["# The paper's claims, tested", "", how, ""]
-    if claims := content["claims"]:
-        rows = []
-        for one in claims:
-            ratio = f"{one['arm']} / {one['baseline']}: {one['ratio']}"
-            rows.append([one["text"], one["paper"], ratio, f"**{one['verdict']}**", one["sentence"]])
-        if rates := content["rates"]:
-            text = f"The best learning rate falls with the width to the power {rates['text']}."
-            rule = "The best learning rate is proportional to 1/width"
-            rows.append([rule, "the rule is used for all sizes", "", f"**{rates['verdict']}**", text])
-        headings = ["claim", "the paper", "ratio, 95%", "here", "what was found"]
-        lines += [markdown_table(headings, rows), "", "![Ratios with intervals](claims.png)", ""]
+    rows = []
+    for one in (claims := content["claims"]):
+        ratio = f"{one['arm']} / {one['baseline']}: {one['ratio']}"
+        rows.append([one["text"], one["paper"], ratio, f"**{one['verdict']}**", one["sentence"]])
+    if rates := content["rates"]:
+        text = f"The best learning rate falls with the width to the power {rates['text']}."
+        rule = "The best learning rate is proportional to 1/width"
+        rows.append([rule, "the rule is used for all sizes", "", f"**{rates['verdict']}**", text])
+    if rows:
+        lines += [markdown_table(["claim", "the paper", "ratio, 95%", "here", "what was found"], rows), ""]
+    if claims:
         keys = ("name", "arm", "arm_text", "baseline", "baseline_text", "measure", "expected", "ratio", "p", "verdict")
         values = [[MEASURES[one[key]] if key == "measure" else one[key] for key in keys] for one in claims]
         headings = ["claim", "arm", "arm's value", "baseline", "baseline's value", "measure", "expected", "ratio", "p"]
+        lines += ["![Ratios with intervals](claims.png)", ""]
         lines += ["## Comparisons", "", markdown_table([*headings, "verdict"], values), "", COMPARED, ""]
     if content["analyses"]:
         lines += ["![FID while training, learning rates, analyses](analyses.png)", ""]

@@ -6,10 +6,12 @@ alive, the operations of matrix products, and the bytes that all operations read
 """
 
 import math
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -64,8 +66,9 @@ def load_cards() -> dict[str, Card]:
 
 def find_card(name: str) -> Card | None:
     """The GPU that PyTorch calls by this name, such as NVIDIA H100 80GB HBM3; None if gpus.yaml has none."""
-    cards = load_cards()
-    found = [card for card in cards if card.lower() in name.lower().replace(" ", "")]
+    words = re.split("[ -]", name.upper().replace("GB", ""))  # such as NVIDIA, A100, SXM4, 40
+    known, cards = {*words, *map("".join, pairwise(words))}, load_cards()
+    found = [card for card in cards if known.issuperset(card.split("-"))]
     return cards[max(found, key=len)] if found else None
 
 
