@@ -1,10 +1,12 @@
-# A fresh clone needs only `make repro`, `make claims` or `make test`. JOBS=N sets how many trainings run side by side.
+# A fresh clone needs only `make repro`, `make claims` or `make test`; each installs first. JOBS=N sets how many trainings run side by side.
 PYTHON ?= python3
 READY := .venv/installed
 # Commands in dvc.yaml call `python`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro claims test test-thorough lint lock
+.PHONY: install repro claims test test-thorough lint lock
+install: $(READY)
+
 repro: $(READY)
 	.venv/bin/python -m stages.repro $(if $(JOBS),--jobs $(JOBS))
 

@@ -9,7 +9,7 @@ from helpers import make_trainer, save_teacher
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gat.config import MODEL, Compute, Params
+from gat.config import MODEL, Params
 from gat.gan.networks import Z_DIM
 from gat.gan.repa import Teacher
 from gat.study.cost import cost_of, step_gmacs
@@ -21,7 +21,7 @@ PAPERS = {"latent_size": 32, "channels": 4, "classes": 1000, "levels": 4, "patch
 HEAD = {"cmap_dim": 2048, "repa_dim": 768, "projector_dim": 2048}
 
 
-def by_formula(g: dict, d: dict, samples: int, penalty: bool, shared: bool) -> float:
+def by_formula(g: dict, d: dict, samples: int, penalty: bool) -> float:
     """GMACs of a step: a layer of n inputs and m outputs costs n·m a token, attention 2·width·tokens a token.
 
     A layer's backward costs the forward twice, or once if its weights are frozen; attention's always twice.
@@ -55,7 +55,7 @@ def by_formula(g: dict, d: dict, samples: int, penalty: bool, shared: bool) -> f
     head = (tokens + 1) * (width * inner + inner**2 + inner * d["repa_dim"]) if d["repa_dim"] else 0
     correlate = (copies + 2) * d["levels"] ** 2 * d["channels"] * d["latent_size"] ** 2 * (d["levels"] > 1)  # noise
     mapped = 4 * 2 * d["cmap_dim"] ** 2 * min(d["classes"], samples) / samples
-    return samples * ((3 + (not shared)) * forward + of_d + of_g + 3 * head + correlate + mapped) / 1e9
+    return samples * (3 * forward + of_d + of_g + 3 * head + correlate + mapped) / 1e9
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -72,8 +72,8 @@ def test_every_runs_step_is_that_of_the_formula(profile):
             for n, levels in ((run, loss.levels.made), (run.discriminator_network, loss.levels.seen))
         )
         d |= {"cmap_dim": loss.cmap_dim, "repa_dim": 768 if repa.teacher else None, "projector_dim": repa.projector_dim}
-        samples = params.compute.micro_batch or train.batch_size
-        counted.setdefault(json.dumps([g, d, samples, loss.gamma > 0]), (g, d, samples, loss.gamma > 0, True))
+        samples = train.batch_size
+        counted.setdefault(json.dumps([g, d, samples, loss.gamma > 0]), (g, d, samples, loss.gamma > 0))
     for arguments in counted.values():
         assert step_gmacs(*arguments) == pytest.approx(by_formula(*arguments), rel=0.01), arguments
 
@@ -83,21 +83,19 @@ def test_papers_largest_step():
     g = PAPERS | {"width": 1152, "depth": 28, "heads": 16}
     d = g | HEAD
     counted = step_gmacs(g, d, 512, penalty=True)
-    assert counted == pytest.approx(by_formula(g, d, 512, True, True), rel=0.01)
+    assert counted == pytest.approx(by_formula(g, d, 512, penalty=True), rel=0.01)
     release = 512 * (15 * 120.98 + 4 * 118.6)
     assert counted == pytest.approx(release - 512 * 118.6, rel=0.03)
 
 
-@pytest.mark.parametrize("micro_batch", [None, 4])
 @pytest.mark.parametrize("with_teacher", [False, True])
-def test_the_step_itself_has_the_counted_operations(micro_batch, with_teacher, accelerator, latents, digits, tmp_path):
+def test_the_step_itself_has_the_counted_operations(with_teacher, accelerator, latents, digits, tmp_path):
     teacher = Teacher(str(save_teacher(tmp_path))) if with_teacher else None
-    compute = Compute(micro_batch=micro_batch)
     images = digits if with_teacher else None
-    trainer, batches = make_trainer(accelerator, latents, teacher=teacher, images=images, compute=compute)
+    trainer, batches = make_trainer(accelerator, latents, teacher=teacher, images=images)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.step(batches[0])
-    run = {"micro_batch": trainer.micro_batch, "batch_size": 16, "steps": 1, "gamma": 0.1, "processes": 1}
+    run = {"micro_batch": 4, "batch_size": 16, "steps": 1, "gamma": 0.1, "processes": 1}
     folder = tmp_path if with_teacher else None
     cost = cost_of(trainer.generator.config, trainer.discriminator.config, run, folder)
     gmacs = cost["training_gmacs"] + cost.get("teacher_gmacs", 0)

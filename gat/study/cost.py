@@ -66,21 +66,17 @@ def discriminator_cost(config: Mapping[str, Any]) -> NetworkCost:
     return NetworkCost(_params(network), _gmacs(counter))
 
 
-def step_gmacs(
-    generator: Mapping[str, Any], discriminator: Mapping[str, Any], samples: int, penalty: bool, shared: bool = True
-) -> float:
+def step_gmacs(generator: Mapping[str, Any], discriminator: Mapping[str, Any], samples: int, penalty: bool) -> float:
     """GMACs of a step of `gat.gan.training.Trainer`: both losses, forward and backward, without a teacher.
 
-    These are the operations of the model: an attention kernel or activation checkpointing may repeat some of them in
-    the backward pass.
+    These are the operations of the model, whatever the machine: micro-batches, an attention kernel or activation
+    checkpointing may repeat some of them.
 
     Args:
         generator: config of the network.
         discriminator: config of the network; with a `repa_dim`, its REPA head is trained.
-        samples: per forward pass. The discriminator maps each class to its embedding once per pass, or each label if
-            there are fewer.
+        samples: in a batch. The discriminator maps each class to its embedding once, or each label if there are fewer.
         penalty: whether γ is above 0.
-        shared: whether both losses use one forward pass of the generator, as without micro-batches.
     """
     g, d = _make(Generator, generator), _make(Discriminator, discriminator)
     c = d.config
@@ -97,14 +93,13 @@ def step_gmacs(
             tokens = (c["latent_size"] // c["patch"]) ** 2
             features = Features(torch.empty(samples, c["repa_dim"]), torch.empty(samples, tokens, c["repa_dim"]))
         fake = g(z, labels, return_levels=True)
-        forward = _gmacs(counter)
         total, _ = discriminator_loss(d, real, fake.detach(), labels, perturb, (real, noise), loss, features)
         total.backward()
         d.requires_grad_(False)
         with torch.no_grad():
             embeddings = d.y_embedder(labels)
         generator_loss(d, real, fake, embeddings, perturb, loss).backward()
-        return _gmacs(counter) + (0 if shared else forward)
+        return _gmacs(counter)
 
 
 def teacher_cost(folder: str | Path) -> NetworkCost:
@@ -133,11 +128,8 @@ def cost_of(
     cost: dict[str, Any] = {"params": params, "gmacs": gmacs, "discriminator_params": None, "training_gmacs": None}
     if discriminator is not None:
         cost["discriminator_params"], cost["discriminator_gmacs"] = discriminator_cost(discriminator)
-        samples, steps = run["micro_batch"], run["steps"]
-        passes = run["batch_size"] // samples
-        shared = passes == run["processes"]
-        step = passes * step_gmacs(generator, discriminator, samples, run["gamma"] > 0, shared)
-        cost["training_gmacs"] = steps * step
+        steps, samples = run["steps"], run["batch_size"]
+        cost["training_gmacs"] = steps * step_gmacs(generator, discriminator, samples, run["gamma"] > 0)
         if teacher is not None:
-            cost["teacher_gmacs"] = steps * run["batch_size"] * teacher_cost(teacher).gmacs
+            cost["teacher_gmacs"] = steps * samples * teacher_cost(teacher).gmacs
     return cost
