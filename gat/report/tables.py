@@ -232,7 +232,7 @@ def measurement_note(extractor: Mapping[str, Any], encoder: Mapping[str, Any], s
     features = f"Features: {extractor['name']}, clean-fid mode {extractor['mode']}"
     if "accuracy" in extractor:
         features += (
-            f", held-out accuracy {extractor['accuracy']:.3f}, each of mean 0 and all of variance 1 on average over the "
+            f", held-out accuracy {extractor['accuracy']:.3f}, each of mean 0 and, on average, of variance 1 over the "
             f"real images (FID of the features as they are is {extractor['scale'] ** 2:.3g} times as large)"
         )
     if encoder["name"] is not None:
