@@ -1,9 +1,12 @@
 """The best learning rate's power of the width, on simulated trainings."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from gat.report.figures import draw_analyses
 from gat.report.learning_rates import RatesFit, fit_rates, rates_content
 
 WIDTHS, RATES = (16, 32, 64), [0.002 * 2**i for i in range(7)]
@@ -71,3 +74,13 @@ def test_a_diverged_training_is_no_minimum_and_no_stable_rate():
 def test_too_little_is_not_fitted(few):
     assert fit_rates(few) is None
     assert len(rates_content(few, None)) == 2
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_a_width_that_diverges_at_every_rate_has_no_best_one(seeds):
+    table = simulated(1.0)
+    table.loc[(table.width == 64) & table.seed.isin(seeds), ["fid", "diverged"]] = [np.nan, True]
+    assert fit_rates(table) is None
+    part, _ = rates_content(table, None)
+    assert [row[-3:] for row in part["rows"]][1:] == [["0.016", "", "0.064"], ["", "", ""]]
+    draw_analyses({"analyses": [part]}).savefig(io.BytesIO())

@@ -59,13 +59,16 @@ def fit_rates(table: pd.DataFrame) -> RatesFit | None:
         table: a row for each training: `width`, `rate`, `seed`, `fid` and `diverged`.
 
     Returns:
-        None with one width, with fewer than three rates near the minimum of a width, or too few trainings.
+        None with one width, with fewer than three rates near the minimum of a width, with a width of which a training
+        diverged at every rate, or with too few trainings.
     """
     means = lowest(table)
     near = table[~table.diverged & (table.fid <= NEAR * means.min(axis=1)[table.width].to_numpy())]
     widths = sorted({*table.width})
     count = len(widths)
     if count < 2 or any(near.rate[near.width == width].nunique() < 3 for width in widths):
+        return None
+    if not np.isfinite(means.min(axis=1)).all():  # one of the seeds diverged at every rate
         return None
     if len(near) <= 2 * count + 2:
         return None
@@ -91,14 +94,16 @@ def fit_rates(table: pd.DataFrame) -> RatesFit | None:
 def rates_content(table: pd.DataFrame, fit: RatesFit | None) -> list[dict[str, Any]]:
     """A title, a text, a table and a plot of FID against the rate, and against rate × width, as JSON."""
     means = lowest(table)
-    stable = (means <= NEAR * means.min(axis=1).to_numpy()[:, None]).apply(lambda row: max(row.index[row]), axis=1)
+    stable = (means <= NEAR * means.min(axis=1).to_numpy()[:, None]) & np.isfinite(means)
     rows = []
     for width, own in table.groupby("width"):
         cells = [
             mean_text(at.fid[~at.diverged]) + " diverged" * bool(at.diverged.any()) for _, at in own.groupby("rate")
         ]
         fitted = "" if fit is None else f"{fit.best[int(str(width))]:.3g}"
-        rows.append([str(width), *cells, f"{means.loc[width].idxmin():g}", fitted, f"{stable[width]:g}"])
+        some = stable.columns[stable.loc[width]]  # none if a training diverged at every rate
+        best = [f"{means.loc[width].idxmin():g}", fitted, f"{some.max():g}"] if len(some) else [""] * 3
+        rows.append([str(width), *cells, *best])
 
     def plot(times_width: bool) -> dict[str, Any]:
         series = []
