@@ -101,7 +101,7 @@ def rates_content(table: pd.DataFrame, fit: RatesFit | None) -> list[dict[str, A
             mean_text(at.fid[~at.diverged]) + " diverged" * bool(at.diverged.any()) for _, at in own.groupby("rate")
         ]
         fitted = "" if fit is None else f"{fit.best[int(str(width))]:.3g}"
-        some = stable.columns[stable.loc[width]]  # none if a training diverged at every rate
+        some = stable.columns[stable.loc[width].to_numpy()]  # none if a training diverged at every rate
         best = [f"{means.loc[width].idxmin():g}", fitted, f"{some.max():g}"] if len(some) else [""] * 3
         rows.append([str(width), *cells, *best])
 
