@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gat.report.claims import Measured, summarize
 from gat.report.figures import draw_analyses
 from gat.report.learning_rates import RatesFit, fit_rates, rates_content
+from gat.report.tables import claims_page
 
 WIDTHS, RATES = (16, 32, 64), [0.002 * 2**i for i in range(7)]
 
@@ -84,3 +86,28 @@ def test_a_width_that_diverges_at_every_rate_has_no_best_one(seeds):
     part, _ = rates_content(table, None)
     assert [row[-3:] for row in part["rows"]][1:] == [["0.016", "", "0.064"], ["", "", ""]]
     draw_analyses({"analyses": [part]}).savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize("curvatures", [(-0.1, 0.4, 0.4), (-0.15, -0.15, -0.15), (0.0, 0.0, 0.0)])
+def test_without_a_minimum_at_each_width_there_is_no_power(curvatures):
+    """A parabola that opens downwards has a maximum; one without curvature has nothing."""
+    parts = [simulated(1.0, noise=0.05, curvature=one) for one in curvatures]
+    table = pd.concat([part[part.width == width] for part, width in zip(parts, WIDTHS, strict=True)])
+    assert fit_rates(table) is None
+    assert fit_rates(table.assign(fid=40.0)) is None
+
+
+def test_a_minimum_beyond_the_rates_is_none():
+    table = simulated(1.0, noise=0)
+    assert fit_rates(table[table.rate < 0.012]) is None
+
+
+def test_an_unknown_power_is_undecided_and_says_so():
+    content = summarize({}, Measured({}, {}, {}), simulated(1.0, curvature=-0.1))
+    assert content["rates"]["verdict"] == "undecided"
+    assert f"**undecided** | {content['rates']['sentence']}" in " ".join(claims_page(content).split())
+
+
+def test_the_largest_rate_of_all_is_a_lower_end_of_what_is_stable():
+    part, _ = rates_content(simulated(1.0, curvature=0.01), None)
+    assert [row[-1] for row in part["rows"]] == ["≥ 0.128"] * 3

@@ -9,7 +9,7 @@ import pandas as pd
 from gat.config import Claim, Recipe
 from gat.report.columns import METRICS, mean_text
 from gat.report.comparisons import Comparison, ExpectedDifference, Verdict, compare, judge
-from gat.report.learning_rates import fit_rates, rates_content
+from gat.report.learning_rates import UNKNOWN, fit_rates, rates_content
 
 Result = Mapping[str, Any]  # the analysis of one training
 Runs = Mapping[str, Sequence[Result]]  # those of the seeds of each run
@@ -39,7 +39,7 @@ IDLE = 0.1  # of the distance between two images: a block that moves images by l
 def early_movement(result: Result) -> float:
     """How far images move if a block is skipped, the least of the generator's blocks 2 to depth / 3."""
     skipped = result["layers"]["skipped"]
-    return float(min(skipped[1 : max(2, len(skipped) // 3)]))
+    return float(min(skipped[1 : max(2, len(skipped) // 3)], default=float("nan")))
 
 
 def alignment(result: Result) -> float:
@@ -69,12 +69,13 @@ def summarize(
         for (name, claim), verdict in zip(claims.items(), verdicts, strict=True)
     ]
     fit = None if rates is None else fit_rates(rates)
+    power = {} if rates is None else UNKNOWN if fit is None else fit.content()
     parts = [_progress(baseline, arms, measured) for baseline, arms in _groups(claims).items()]
     parts += [] if rates is None else rates_content(rates, fit)
     analyses = [one for own in measured.analyses.values() for one in own]
     return {
         "claims": rows,
-        "rates": {} if fit is None else fit.content(),
+        "rates": power,
         "analyses": parts + (analyses_content(analyses) if analyses else []),
     }
 

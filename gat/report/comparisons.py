@@ -24,7 +24,7 @@ class Comparison(NamedTuple):
     """A sample against a baseline, by Welch's t-test: their difference with its 95% interval.
 
     Of positive values it is the difference of logarithms, and `text` gives ratios. With a single value on either side,
-    or no spread on both, the interval and both p-values are NaN.
+    no spread on both, or values that are unknown, the interval and both p-values are NaN.
     """
 
     difference: float
@@ -73,7 +73,7 @@ def compare(sample: ArrayLike, baseline: ArrayLike, logarithmic: bool = True) ->
         a, b = np.log(a), np.log(b)
     difference = float(a.mean() - b.mean())
     same = np.allclose(a, a[0]) and np.allclose(b, b[0])  # such as the seeds of pretrained models
-    if min(len(a), len(b)) < 2 or same:
+    if min(len(a), len(b)) < 2 or same or not np.isfinite([*a, *b]).all():
         return Comparison(difference, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, logarithmic)
     welch = stats.ttest_ind(a, b, equal_var=False)
     low, high = (float(end) for end in welch.confidence_interval(1 - ALPHA))

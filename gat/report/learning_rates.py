@@ -42,8 +42,9 @@ class RatesFit(NamedTuple):
         """As JSON."""
         interval = [self.power, self.low, self.high]
         best = {str(width): rate for width, rate in self.best.items()}
+        sentence = f"The best learning rate falls with the width to the power {self.text}."
         numbers = {"interval": interval, "text": self.text, "verdict": self.verdict, "best": best}
-        return numbers | {"trainings": self.trainings}
+        return numbers | {"trainings": self.trainings, "sentence": sentence}
 
 
 def lowest(table: pd.DataFrame) -> pd.DataFrame:
@@ -59,8 +60,9 @@ def fit_rates(table: pd.DataFrame) -> RatesFit | None:
         table: a row for each training: `width`, `rate`, `seed`, `fid` and `diverged`.
 
     Returns:
-        None with one width, with fewer than three rates near the minimum of a width, with a width of which a training
-        diverged at every rate, or with too few trainings.
+        None if the trainings do not tell the power: with one width, with fewer than three rates near the minimum of a
+        width, with a width of which a training diverged at every rate, with too few trainings, or if a fitted parabola
+        has no minimum among the rates.
     """
     means = lowest(table)
     near = table[~table.diverged & (table.fid <= NEAR * means.min(axis=1)[table.width].to_numpy())]
@@ -83,12 +85,25 @@ def fit_rates(table: pd.DataFrame) -> RatesFit | None:
     slope, intercept = np.polyfit(log_width, start_rate, 1)
     start = [*np.log(means.min(axis=1)), *([0.3] * count), intercept, -slope]
     found = optimize.least_squares(residuals, start, method="lm")
-    freedom = len(near) - len(start)
-    covariance = np.linalg.pinv(found.jac.T @ found.jac) * 2 * found.cost / freedom
-    reach = stats.t.ppf(1 - ALPHA / 2, freedom) * covariance[-1, -1] ** 0.5
     b, power = found.x[-2:]
-    best = {width: float(np.exp(b - power * np.log(width))) for width in widths}
+    minima, rates = b - power * log_width, np.log(table.rate)  # logarithms
+    inside = rates.min() <= minima.min() and minima.max() <= rates.max()
+    if not (found.success and (found.x[count : 2 * count] > 0).all() and inside):
+        return None
+    if np.linalg.matrix_rank(found.jac) < len(start):
+        return None
+    freedom = len(near) - len(start)
+    covariance = np.linalg.inv(found.jac.T @ found.jac) * 2 * found.cost / freedom
+    reach = stats.t.ppf(1 - ALPHA / 2, freedom) * covariance[-1, -1] ** 0.5
+    best = dict(zip(widths, np.exp(minima).tolist(), strict=True))
     return RatesFit(float(power), float(power - reach), float(power + reach), best, len(near))
+
+
+UNKNOWN = {
+    "verdict": "undecided",
+    "text": "",
+    "sentence": "These trainings do not tell the power: at some width there is no minimum among the rates.",
+}
 
 
 def rates_content(table: pd.DataFrame, fit: RatesFit | None) -> list[dict[str, Any]]:
@@ -102,7 +117,8 @@ def rates_content(table: pd.DataFrame, fit: RatesFit | None) -> list[dict[str, A
         ]
         fitted = "" if fit is None else f"{fit.best[int(str(width))]:.3g}"
         some = stable.columns[stable.loc[width].to_numpy()]  # none if a training diverged at every rate
-        best = [f"{means.loc[width].idxmin():g}", fitted, f"{some.max():g}"] if len(some) else [""] * 3
+        more = "≥ " * bool(len(some) and some.max() == means.columns.max())  # the largest of all
+        best = [f"{means.loc[width].idxmin():g}", fitted, f"{more}{some.max():g}"] if len(some) else [""] * 3
         rows.append([str(width), *cells, *best])
 
     def plot(times_width: bool) -> dict[str, Any]:
@@ -123,7 +139,8 @@ def rates_content(table: pd.DataFrame, fit: RatesFit | None) -> list[dict[str, A
     if fit is not None:
         text += (
             f" Fitted to the {fit.trainings} trainings within that factor of the lowest FID of their width, the best "
-            f"rate falls with the width to the power {fit.text}; the paper's rule is 1, one rate for all widths is 0."
+            f"rate falls with the width to the power {fit.text}; the paper's rule is 1, one rate for all widths is 0. "
+            "The verdict has a criterion of its own, and is not among those that Holm's procedure corrects."
         )
     rates = [f"{rate:g}" for rate in means.columns]
     return [

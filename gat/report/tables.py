@@ -255,9 +255,8 @@ def claims_page(content: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
         ratio = f"{one['arm']} / {one['baseline']}: {one['ratio']}"
         rows.append([one["text"], one["paper"], ratio, f"**{one['verdict']}**", one["sentence"]])
     if rates := content["rates"]:
-        text = f"The best learning rate falls with the width to the power {rates['text']}."
         rule = "The best learning rate is proportional to 1/width"
-        rows.append([rule, "the rule is used for all sizes", "", f"**{rates['verdict']}**", text])
+        rows.append([rule, "the rule is used for all sizes", "", f"**{rates['verdict']}**", rates["sentence"]])
     if rows:
         lines += [markdown_table(["claim", "the paper", "ratio, 95%", "here", "what was found"], rows), ""]
     if claims:
