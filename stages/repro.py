@@ -27,7 +27,7 @@ from rich.live import Live
 from rich.table import Table
 
 from gat.config import Params, ParamsError, Training
-from stages import CLAIMS, RATES, RATES_CLAIM, address, is_arm, load_checked_params, runs_of
+from stages import ANALYSES, ARMS, CLAIMS, RATES, RATES_CLAIM, address, is_arm, load_checked_params, runs_of
 from stages.processes import PATIENCE_SECONDS, SLOT, check_user, end_with_parent, is_alive, wait_for_dvc
 
 REFRESH_SECONDS, LOG_SECONDS = 0.5, 60  # between two tables on a terminal; elsewhere, between two lines of a job
@@ -265,6 +265,8 @@ def main() -> None:
             chosen = arguments.claims or known
             params.check_claims(name for name in chosen if name != RATES_CLAIM)
             os.environ[CLAIMS] = " ".join(chosen)
+            for folder in (ARMS, ANALYSES):  # `summary` depends on both, also if these claims need only one
+                folder.mkdir(parents=True, exist_ok=True)
         os.environ |= {SLOT: "1", "PYTHONUNBUFFERED": "1"}
         remove_stale_locks()
         run_dvc("repro", "--single-item", "code", "source", "tidy")

@@ -37,8 +37,9 @@ from stages import (
 
 def main(params: Params) -> None:
     """Run the stage."""
-    for folder in (SHOWCASE, ARMS, ANALYSES):  # other stages depend on them, even if nothing makes a file in them
-        folder.mkdir(parents=True, exist_ok=True)
+    for folder, runs in ((SHOWCASE, params.runs), (ARMS, params.arms), (ANALYSES, params.analyze.runs)):
+        if not runs:  # other stages depend on it
+            folder.mkdir(parents=True, exist_ok=True)
     check_models(params)
     if not IMAGES.exists():
         load_models(params)

@@ -28,7 +28,7 @@ echo "running $name"
 RUN = """
 import asyncio, sys
 from stages.repro import Job, Scheduler
-scheduler = Scheduler([[]])
+scheduler = Scheduler(1, [])
 asyncio.run(scheduler.run([[Job([name]) for name in sys.argv[1:]]]))
 """
 
