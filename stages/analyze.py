@@ -4,7 +4,8 @@ python -m stages analyze RUN SEED
 
 Layer use of the generator; how well the discriminator's tokens tell classes, and their alignment with the encoder or,
 without one, with the extractor; and, for runs that override nothing, how far an optimizer step moves each layer with
-the width rule and with one learning rate for all widths, which is that of the model under test.
+the width rule and with one learning rate for all widths, which is that of the model under test. Of a training that
+diverged, it writes only that.
 """
 
 import json
@@ -33,7 +34,10 @@ def main(params: Params) -> None:
     """Run the stage."""
     logging.disable_progress_bar()
     training = parse_training(params)
-    recipe, settings = params.recipe(training.run), params.analyze
+    recipe, settings, path = params.recipe(training.run), params.analyze, ANALYSES / f"{training.folder}.json"
+    if not any((RUNS / training.folder / "generator").iterdir()):
+        write_json(path, training._asdict() | {"diverged": True})
+        return
     accelerator = make_accelerator(params.compute, precision="fp32")
     device, networks = accelerator.device, RUNS / training.folder
     latents, images, pretrained = Latents(LATENTS), Images(IMAGES), recipe.run.pretrained
@@ -76,4 +80,4 @@ def main(params: Params) -> None:
         result["steps"] = coordinate_check(
             recipe, training.seed, params.model.width, settings, latents, images, accelerator, teacher, params.compute
         )
-    write_json(ANALYSES / f"{training.folder}.json", result)
+    write_json(path, result)

@@ -2,7 +2,8 @@
 
 python -m stages evaluate RUN SEED          (as many processes as Accelerate is configured for; `model` needs no seed)
 
-metrics.json has the metrics that DVC compares; evaluation.json has the cost and how the metrics were measured.
+metrics.json has the metrics that DVC compares; evaluation.json has the cost and how the metrics were measured. An arm
+that diverged has no metrics, only a warning.
 """
 
 from pathlib import Path
@@ -32,6 +33,13 @@ def main(params: Params) -> None:
     training, settings, batch_size = parse_training(params), params.evaluate, params.compute.sample_batch
     accelerator, pretrained = make_accelerator(params.compute), params.run(training.run).pretrained
     networks, results = RUNS / training.folder, results_of(params, training)
+    run = results.read("run")
+    if run.get("diverged"):
+        if accelerator.is_main_process:
+            results.write_evaluation({}, {"warnings": ["training diverged"]})
+            with atomic_write(results.samples) as path:
+                Image.new("L", (1, 1)).save(path)
+        return
     measure = Measure(EXTRACTOR, ENCODER, accelerator.device)
     references = References.load(REFERENCE, STATISTICS)
     generator = Generator.from_pretrained(networks / "generator").to(accelerator.device)
@@ -60,7 +68,6 @@ def main(params: Params) -> None:
     labels = sample_inputs(settings.seed, 0, settings.samples, sampler.cycle)[1].numpy()
     metrics = measure.metrics(features, labels, references, settings.seed)
     discriminator = None if pretrained is not None else Discriminator.load_config(networks / "discriminator")
-    run = results.read("run")
     teacher = None if run.get("teacher") is None else teacher_folder(params, training.run)
     cost = cost_of(generator.config, discriminator, run, teacher)
     measured: dict[str, Any] = {

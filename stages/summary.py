@@ -14,7 +14,7 @@ import pandas as pd
 
 from gat.config import Params, Training
 from gat.files import atomic_write, write_json
-from gat.report.claims import Measured, runs_content, summarize
+from gat.report.claims import Measured, has_diverged, runs_content, summarize
 from gat.report.figures import draw_analyses, draw_claims, save
 from gat.report.tables import claims_page
 from stages import ANALYSES, CLAIMS, RATES_CLAIM, REPORTS, SUMMARY, claims_key, results_of, runs_of
@@ -29,11 +29,15 @@ def main(params: Params) -> None:
     results = {run: [one.read() for one in own] for run, own in files.items()}
     analyses = {}
     for run in analyzed:
-        paths = [ANALYSES / f"{run}/seed-{seed}.json" for seed in params.seeds]
-        analyses[run] = [json.loads(path.read_text()) for path in paths]
+        read = [json.loads((ANALYSES / f"{run}/seed-{seed}.json").read_text()) for seed in params.seeds]
+        if trained := [one for one in read if not has_diverged(one)]:
+            analyses[run] = trained
     measured = Measured(
-        {run: [one["fid"] for one in own] for run, own in results.items()},
-        {run: [one.curves()["fid"] for one in own] for run, own in files.items()},
+        {run: [np.inf if has_diverged(one) else one["fid"] for one in own] for run, own in results.items()},
+        {
+            run: [file.curves()["fid"] for file, one in zip(files[run], own, strict=True) if not has_diverged(one)]
+            for run, own in results.items()
+        },
         analyses,
     )
     claims = {name: claim for name, claim in params.claims.items() if name in chosen}

@@ -2,7 +2,8 @@
 
 python -m stages train RUN SEED          (as many processes as Accelerate is configured for; `model` needs no seed)
 
-Trainings of `rates` leave only curves and run.json, which says whether they diverged: that is no error there.
+Trainings of `rates` leave only curves and run.json. In claims/dvc.yaml it is no error if a training diverges: run.json
+says so, and the networks' folders are empty.
 After an interruption it resumes from its latest checkpoint, in the folder `GAT_CHECKPOINTS` (default: checkpoints).
 """
 
@@ -38,6 +39,7 @@ from stages import (
     REFERENCE,
     RUNS,
     VAE,
+    is_arm,
     parse_training,
     results_of,
     teacher_folder,
@@ -79,7 +81,7 @@ def train(params: Params, recipe: Recipe, training: Training, results: Results, 
         try:
             history = fit(trainer, batches, checkpoints, evaluate, log, stop)
         except FloatingPointError as error:
-            if of_rates:
+            if is_arm(params, training.run):
                 history, diverged = [], True
             else:
                 kept = max(checkpoints.glob("step-*"), default="none")
@@ -91,9 +93,11 @@ def train(params: Params, recipe: Recipe, training: Training, results: Results, 
         networks = {} if of_rates else {"generator": trainer.ema, "discriminator": trainer.discriminator}
         for name, network in networks.items():
             with atomic_write(RUNS / training.folder / name) as folder:
-                network.save_pretrained(folder)
+                folder.mkdir()
+                if not diverged:
+                    network.save_pretrained(folder)
         gap = None if diverged else final_gap(history, recipe.train.steps)
-        more = {"diverged": diverged} if of_rates else {}
+        more = {"diverged": diverged} if of_rates or diverged else {}
         results.write_run(training._asdict() | describe(recipe, trainer) | {"gap": gap} | more)
         end_log()
         if stop():  # a signal after the last step; the next stages must not start

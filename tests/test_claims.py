@@ -2,6 +2,7 @@
 
 import io
 import json
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -195,3 +196,36 @@ def test_summary_is_written_and_drawn():
     for some in (content, summarize({}, Measured({}, {}, {}), NO_RATES)):
         draw_claims(some).savefig(io.BytesIO())
         draw_analyses(some).savefig(io.BytesIO())
+
+
+def test_trainings_that_diverged_count_as_worse_than_all_others():
+    """All five of one arm and two of another, against an exact permutation test by hand."""
+    fids = {"base": [2.0, 2.1, 2.2, 2.3, 2.4], "all": [np.inf] * 5, "two": [np.inf, np.inf, 2.5, 2.05, 3.0]}
+    curves = {run: [CURVES["base"][0]] * int(np.isfinite(own).sum()) for run, own in fids.items()}
+    base = [result("base", 32, seed) for seed in range(5)]
+    measured = Measured(fids, curves, {"base": base, "two": [result("two", 32, seed) for seed in (2, 3, 4)]})
+    claims = {"a": claim("all"), "b": claim("two"), "c": claim("all", measure="early_movement")}
+    content = summarize(claims, measured, None)
+    a, b, c = content["claims"]
+    assert (a["arm_text"], a["ratio"], a["p"]) == ("5 of 5 diverged", "higher, by ranks", "0.0079")  # 2 / C(10, 5)
+    assert (a["verdict"], b["verdict"], c["verdict"]) == ("shows", "undecided", "undecided")
+    assert b["arm_text"] == "2.52 ± 0.48 with 2 of 5 diverged"
+    assert a["sentence"] == "It holds here: FID is 5 of 5 diverged for all, 2.20 ± 0.16 for base."
+    ranks = np.array([1, 3, 4, 5, 6, 9.5, 9.5, 7, 2, 8])  # of base, then of two
+    extreme = [abs(ranks[list(own)].sum() - 27.5) >= abs(27.5 - ranks[:5].sum()) for own in combinations(range(10), 5)]
+    assert b["p"] == f"{np.mean(extreme):.2g}"
+    assert [row[0] for row in content["analyses"][0]["rows"]] == ["base", "two"]
+    draw_claims(content).savefig(io.BytesIO())
+    assert "5 of 5 diverged" in claims_page(json.loads(json.dumps(content)))
+
+
+def test_runs_that_diverged_are_listed_without_metrics():
+    run = Run(width=32, depth=4, heads=1, patch=2)
+    settings = {"learning_rate": 0.1, "steps": 50}
+    diverged = settings | {"diverged": True, "warnings": ["training diverged"]}
+    recipes = {"some": Recipe(run, Loss(), Optimization(), Repa()), "all": Recipe(run, Loss(), Optimization(), Repa())}
+    some, every = runs_content(
+        recipes, {"some": [settings | {"fid": 2.0, "warnings": []}, diverged], "all": [diverged, diverged]}
+    )["rows"]
+    assert some[-2:] == ["2.00", 1]
+    assert every[-2:] == ["", 2]

@@ -113,6 +113,20 @@ def test_claims_have_a_graph_of_their_own(project):
     assert project.type("git", "status", "--porcelain", "--untracked-files=no", "reports", "claims").stdout == ""
 
 
+def test_an_arm_that_diverges_is_reported(project):
+    """Of S-2-taught nothing is known, and of its claim neither; S-2-resized is as it was."""
+    project.set("study.S-2-taught.train", {"learning_rate": 1e30})
+    done = project.type("dvc", "repro", "claims/dvc.yaml")
+    stages = [f"claims/dvc.yaml:{stage}@S-2-taught-0" for stage in ("train", "evaluate", "analyze")]
+    assert sorted(ran(done.stdout)) == sorted([*stages, "claims/dvc.yaml:summary"])
+    assert json.loads((project.folder / "claims/results/S-2-taught/seed-0/metrics.json").read_text()) == {}
+    page = " ".join((project.folder / "reports/claims.md").read_text().split())
+    assert "CKNNA is 1 of 1 diverged for S-2-taught" in page
+    assert "Not decided by one seed: FID is" in page
+    project.type("dvc", "repro")  # its page, too
+    project.type("git", "checkout", "--quiet", ".")
+
+
 def test_wrong_value_stops_repro_in_a_fresh_clone(tmp_path):
     fresh = Project.copy(tmp_path / "fresh", "smoke.yaml")
     fresh.set("model.width", 50)

@@ -11,12 +11,15 @@ from gat.report.columns import METRICS, mean_text
 from gat.report.comparisons import Comparison, ExpectedDifference, Verdict, compare, judge
 from gat.report.learning_rates import UNKNOWN, fit_rates, rates_content
 
-Result = Mapping[str, Any]  # the analysis of one training
+Result = Mapping[str, Any]  # of one training, or its analysis
 Runs = Mapping[str, Sequence[Result]]  # those of the seeds of each run
 
 
 class Measured(NamedTuple):
-    """What is known of all trainings, by run, of its seeds in order."""
+    """What is known of all trainings, by run, of its seeds in order.
+
+    Trainings that diverged have an infinite FID, and no curves and analyses.
+    """
 
     fids: Mapping[str, Sequence[float]]
     curves: Mapping[str, Sequence[np.ndarray]]  # rows (N, 2) of a step and FID
@@ -27,13 +30,26 @@ class Measured(NamedTuple):
         if measure == "fid":
             return [*self.fids[run]]
         of_result = {"early_movement": early_movement, "cknna": alignment}[measure]
-        return [of_result(result) for result in self.analyses[run]]
+        return [of_result(result) for result in self.analyses.get(run, [])]
+
+    def text(self, measure: str, run: str) -> str:
+        """Mean and standard deviation of a measure, and how many trainings diverged."""
+        fids = np.asarray(self.fids[run], float)
+        diverged = np.isposinf(fids).sum()
+        values = [value for value in self.values(measure, run) if np.isfinite(value)]
+        known = mean_text(values, ".2f" if measure == "fid" else ".3f")
+        return " with ".join([known] * bool(known) + [f"{diverged} of {len(fids)} diverged"] * bool(diverged))
 
 
 MEASURES = {"fid": "FID", "early_movement": "early movement", "cknna": "CKNNA"}
 SHOWN = {"fid", "fid_held", "fd_encoder", "recall"}  # of the metrics, in the table of runs
 IN_COLUMNS = {"learning_rate", "scale_lr_by_width", "steps"}  # settings of `train` that this table has columns for
 IDLE = 0.1  # of the distance between two images: a block that moves images by less when skipped hardly does anything
+
+
+def has_diverged(result: Result) -> bool:
+    """Whether the result of a training, or its analysis, says so."""
+    return bool(result.get("diverged", False))
 
 
 def early_movement(result: Result) -> float:
@@ -61,7 +77,7 @@ def summarize(
     comparisons = {}
     for name, claim in claims.items():
         arm, baseline = (measured.values(claim.measure, run) for run in (claim.arm, claim.baseline))
-        comparisons[name] = compare(arm, baseline, logarithmic=min(*arm, *baseline) > 0)
+        comparisons[name] = compare(arm, baseline, logarithmic=min([*arm, *baseline], default=1) > 0)
     expected = [ExpectedDifference(comparisons[name], claim.expected) for name, claim in claims.items()]
     verdicts = judge(expected, count)
     rows = [
@@ -82,18 +98,18 @@ def summarize(
 
 def _row(name: str, claim: Claim, measured: Measured, comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
     arm, baseline = (measured.values(claim.measure, run) for run in (claim.arm, claim.baseline))
-    digits = ".2f" if claim.measure == "fid" else ".3f"
-    texts = {"arm_text": mean_text(arm, digits), "baseline_text": mean_text(baseline, digits)}
+    texts = {f"{side}_text": measured.text(claim.measure, getattr(claim, side)) for side in ("arm", "baseline")}
     ends = np.exp(comparison[:3]) if comparison.logarithmic else np.asarray(comparison[:3])
+    ends = np.full(3, np.nan) if np.isinf(comparison.difference) else ends
     found = (
         f"{MEASURES[claim.measure]} is {texts['arm_text']} for {claim.arm}, {texts['baseline_text']} for "
         f"{claim.baseline}."
     )
-    equal = comparison.p_equal < comparison.p
+    equal, seeds = comparison.p_equal < comparison.p, len(measured.fids[claim.arm])
     lead = {
         "shows": "It holds here:",
         "contradicted": "Equal within ±10% here:" if equal else "The reverse holds here:",
-        "undecided": "Not decided by one seed:" if len(arm) == 1 else f"Not decided by {len(arm)} seeds:",
+        "undecided": "Not decided by one seed:" if seeds == 1 else f"Not decided by {seeds} seeds:",
     }[verdict]
     return {
         "name": name,
@@ -126,7 +142,7 @@ def runs_content(recipes: Mapping[str, Recipe], results: Mapping[str, Sequence[M
         recipes: by run.
         results: by run, of each seed, what `gat.study.results` reads. Shown are the metrics of `SHOWN` that all have.
     """
-    known = [own for seeds in results.values() for own in seeds]
+    known = [own for seeds in results.values() for own in seeds if not has_diverged(own)]
     shown = [column for column in METRICS if column.key in SHOWN and all(column.key in own for own in known)]
     rows = []
     for name, (run, *_) in recipes.items():
@@ -136,7 +152,8 @@ def runs_content(recipes: Mapping[str, Recipe], results: Mapping[str, Sequence[M
         overrides = {"train": train, "loss": run.loss, "repa": run.repa}
         flat = pd.json_normalize(overrides).to_dict("records")[0]  # such as {"loss.levels.count": 4}
         changed = ", ".join(f"{key}={value}" for key, value in flat.items())
-        measured = [mean_text([one[column.key] for one in own], column.format) for column in shown]
+        trained = [one for one in own if not has_diverged(one)]
+        measured = [mean_text([one[column.key] for one in trained], column.format) for column in shown]
         flagged = sum(bool(one["warnings"]) for one in own) or ""
         settings = [*sizes, run.patch, f"{own[0]['learning_rate']:.3g}", own[0]["steps"], changed]
         rows.append([name, *settings, *measured, flagged])
@@ -144,7 +161,8 @@ def runs_content(recipes: Mapping[str, Recipe], results: Mapping[str, Sequence[M
     text = (
         "G, D: generator, discriminator. The learning rate is that of G, at its width and the batch size. Changed: "
         "settings other than those of the study, besides rates and steps; `study` in params.yaml has all of them. "
-        "Flagged: trainings with a warning, such as that of a flat discriminator."
+        "Flagged: trainings with a warning, such as that of a flat discriminator. Trainings that diverged are flagged, "
+        "and have no metrics."
     )
     columns = [*titles, *(column.title for column in shown), "flagged"]
     return {"title": "Runs", "text": text, "columns": columns, "rows": rows, "plot": None}
@@ -177,6 +195,8 @@ def _progress(baseline: str, arms: Sequence[str], measured: Measured) -> dict[st
     """FID while a baseline and its arms are trained."""
     rows, lines, steps = [], [], list[int]()
     for run in (baseline, *arms):
+        if not measured.curves[run]:  # all diverged
+            continue
         own = np.stack([*measured.curves[run]])  # (seeds, N, 2)
         x, values = own[0, :, 0].astype(int).tolist(), own[:, :, 1].T.tolist()
         lines.append(_series(run, x, values, logarithmic=True))

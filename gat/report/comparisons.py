@@ -25,6 +25,9 @@ class Comparison(NamedTuple):
 
     Of positive values it is the difference of logarithms, and `text` gives ratios. With a single value on either side,
     no spread on both, or values that are unknown, the interval and both p-values are NaN.
+
+    With infinite values, which are those of trainings that diverged, it is an exact permutation test of ranks, in which
+    they share the highest; there is no interval, and the difference is infinite, or 0 if both sides rank the same.
     """
 
     difference: float
@@ -37,9 +40,11 @@ class Comparison(NamedTuple):
     @property
     def text(self) -> str:
         """The ratio or the difference with its interval, such as `0.88 [0.50, 1.54]`."""
+        if np.isinf(self.difference):
+            return "higher, by ranks" if self.difference > 0 else "lower, by ranks"
         mean, *interval = np.exp(self[:3]) if self.logarithmic else self[:3]
         sign = "" if self.logarithmic else "+"
-        ends = "" if np.isnan(self.p) else f" [{interval[0]:{sign}.3g}, {interval[1]:{sign}.3g}]"
+        ends = "" if np.isnan(self.low) else f" [{interval[0]:{sign}.3g}, {interval[1]:{sign}.3g}]"
         return f"{mean:{sign}.3g}{ends}"
 
     @property
@@ -69,8 +74,12 @@ class ExpectedDifference(NamedTuple):
 def compare(sample: ArrayLike, baseline: ArrayLike, logarithmic: bool = True) -> Comparison:
     """Compare two samples (N,) and (M,), by their logarithms if all are positive by nature."""
     a, b = (np.asarray(values, float) for values in (sample, baseline))
+    if np.isposinf([*a, *b]).any():
+        return _compare_ranks(a, b, logarithmic)
     if logarithmic:
         a, b = np.log(a), np.log(b)
+    if not len(a) or not len(b):
+        return Comparison(UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, logarithmic)
     difference = float(a.mean() - b.mean())
     same = np.allclose(a, a[0]) and np.allclose(b, b[0])  # such as the seeds of pretrained models
     if min(len(a), len(b)) < 2 or same or not np.isfinite([*a, *b]).all():
@@ -82,6 +91,21 @@ def compare(sample: ArrayLike, baseline: ArrayLike, logarithmic: bool = True) ->
     if logarithmic:
         p_equal = min(1.0, 2 * float(stats.t.sf((EQUAL - abs(difference)) / error, welch.df)))
     return Comparison(difference, low, high, float(welch.pvalue), p_equal, logarithmic)
+
+
+def _compare_ranks(a: np.ndarray, b: np.ndarray, logarithmic: bool) -> Comparison:
+    """Compare two samples (N,) and (M,), some of whose values are infinite, by their mean ranks."""
+    ranks = stats.rankdata([*a, *b])
+
+    def difference(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
+        return x.mean(axis=axis) - y.mean(axis=axis)
+
+    tested = stats.permutation_test(
+        (ranks[: len(a)], ranks[len(a) :]), difference, vectorized=True, n_resamples=np.inf, rng=0
+    )
+    p = float(tested.pvalue) if min(len(a), len(b)) > 1 else UNKNOWN
+    infinite = float(np.sign(tested.statistic)) * np.inf if tested.statistic else 0.0
+    return Comparison(infinite, UNKNOWN, UNKNOWN, p, 1.0, logarithmic)
 
 
 def judge(claims: Sequence[ExpectedDifference], count: int = 0) -> list[Verdict]:

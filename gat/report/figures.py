@@ -245,6 +245,9 @@ def draw_claims(content: Mapping[str, Any]) -> Figure:
     for place, claim in enumerate(claims):
         color = VERDICTS[claim["verdict"]]
         ratio, *ends = claim["interval"]
+        if not np.isfinite(ratio):  # trainings diverged
+            axes.annotate(claim["ratio"], (1, place), (6, 0), textcoords="offset points", va="center", color=color)
+            continue
         usual = np.exp(np.log(claim["baseline_values"]).mean())
         axes.scatter(
             np.array(claim["arm_values"]) / usual, [place] * len(claim["arm_values"]), color=color, s=14, alpha=0.35

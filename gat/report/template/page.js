@@ -199,7 +199,7 @@ if (byId("training-plot")) {
   onChange("progress", redraw);
 }
 
-const shownClaims = content.claims.filter((claim) => claim.logarithmic);
+const shownClaims = content.claims.filter((claim) => claim.logarithmic && claim.interval[0] !== null);
 function claimsFigure() {
   const shades = { shows: "#2a7f62", contradicted: "#b23a48", undecided: style("--soft") };
   const traces = Object.keys(shades).map((verdict) => {
