@@ -207,10 +207,11 @@ def test_trainings_that_diverged_count_as_worse_than_all_others():
     claims = {"a": claim("all"), "b": claim("two"), "c": claim("all", measure="early_movement")}
     content = summarize(claims, measured, None)
     a, b, c = content["claims"]
-    assert (a["arm_text"], a["ratio"], a["p"]) == ("5 of 5 diverged", "higher, by ranks", "0.0079")  # 2 / C(10, 5)
+    assert (a["arm_text"], a["ratio"]) == ("unknown (5 of 5 diverged)", "higher, by ranks")
+    assert a["p"] == "0.0079"  # 2 / C(10, 5)
     assert (a["verdict"], b["verdict"], c["verdict"]) == ("shows", "undecided", "undecided")
-    assert b["arm_text"] == "2.52 ± 0.48 with 2 of 5 diverged"
-    assert a["sentence"] == "It holds here: FID is 5 of 5 diverged for all, 2.20 ± 0.16 for base."
+    assert b["arm_text"] == "2.52 ± 0.48 (2 of 5 diverged)"
+    assert a["sentence"] == "It holds here: FID is unknown (5 of 5 diverged) for all, 2.20 ± 0.16 for base."
     ranks = np.array([1, 3, 4, 5, 6, 9.5, 9.5, 7, 2, 8])  # of base, then of two
     extreme = [abs(ranks[list(own)].sum() - 27.5) >= abs(27.5 - ranks[:5].sum()) for own in combinations(range(10), 5)]
     assert b["p"] == f"{np.mean(extreme):.2g}"

@@ -121,7 +121,7 @@ def test_an_arm_that_diverges_is_reported(project):
     assert sorted(ran(done.stdout)) == sorted([*stages, "claims/dvc.yaml:summary"])
     assert json.loads((project.folder / "claims/results/S-2-taught/seed-0/metrics.json").read_text()) == {}
     page = " ".join((project.folder / "reports/claims.md").read_text().split())
-    assert "CKNNA is 1 of 1 diverged for S-2-taught" in page
+    assert "CKNNA is unknown (1 of 1 diverged) for S-2-taught" in page
     assert "Not decided by one seed: FID is" in page
     project.type("dvc", "repro")  # its page, too
     project.type("git", "checkout", "--quiet", ".")

@@ -38,7 +38,7 @@ class Measured(NamedTuple):
         diverged = np.isposinf(fids).sum()
         values = [value for value in self.values(measure, run) if np.isfinite(value)]
         known = mean_text(values, ".2f" if measure == "fid" else ".3f")
-        return " with ".join([known] * bool(known) + [f"{diverged} of {len(fids)} diverged"] * bool(diverged))
+        return f"{known or 'unknown'} ({diverged} of {len(fids)} diverged)" if diverged else known
 
 
 MEASURES = {"fid": "FID", "early_movement": "early movement", "cknna": "CKNNA"}
