@@ -14,16 +14,22 @@ from gat.report.columns import mean_text
 from gat.report.comparisons import ALPHA, Verdict
 
 NEAR = 4.0  # a training is near the minimum with at most this many times the lowest FID of its width
+SHARP = 10.0  # of the transition to the plateau, in 1 / log FID
+STARTS = (0.0, 1.0)  # powers from which the fit starts, besides that of the lowest points
 RULE, MARGIN = 1.0, 0.5  # the paper's power, and how far from it the interval may reach
 
 
 class RatesFit(NamedTuple):
-    """log FID = a(width) + c(width) · (log rate − b + power · log width)², by least squares near the minima."""
+    """log FID = a(width) + c(width) · (log rate − b + power · log width)², by least squares near the minima.
+
+    At rates below the best one FID is at most `plateau`, at which nothing is learned yet.
+    """
 
     power: float
     low: float  # Student's 95% interval
     high: float
     best: Mapping[int, float]  # rate at the fitted minimum, by width
+    plateau: float | None  # FID; None if no training is on it
     trainings: int
 
     @property
@@ -42,7 +48,11 @@ class RatesFit(NamedTuple):
         """As JSON."""
         interval = [self.power, self.low, self.high]
         best = {str(width): rate for width, rate in self.best.items()}
-        sentence = f"The best learning rate falls with the width to the power {self.text}."
+        leads = {"shows": "It holds here", "contradicted": "It does not hold here", "undecided": "Not decided"}
+        sentence = (
+            f"{leads[self.verdict]}: the fitted best learning rate falls with the width to the power {self.text}; "
+            f"the rule: {RULE:g}."
+        )
         numbers = {"interval": interval, "text": self.text, "verdict": self.verdict, "best": best}
         return numbers | {"trainings": self.trainings, "sentence": sentence}
 
@@ -65,38 +75,50 @@ def fit_rates(table: pd.DataFrame) -> RatesFit | None:
         has no minimum among the rates.
     """
     means = lowest(table)
-    near = table[~table.diverged & (table.fid <= NEAR * means.min(axis=1)[table.width].to_numpy())]
+    lowest_rate = means.idxmin(axis=1)
+    is_near = ~table.diverged & (table.fid <= NEAR * means.min(axis=1)[table.width].to_numpy())
+    is_below = ~table.diverged & (table.rate < lowest_rate[table.width].to_numpy())
+    near, fitted = table[is_near], table[is_near | is_below]
     widths = sorted({*table.width})
     count = len(widths)
     if count < 2 or any(near.rate[near.width == width].nunique() < 3 for width in widths):
         return None
     if not np.isfinite(means.min(axis=1)).all():  # one of the seeds diverged at every rate
         return None
-    if len(near) <= 2 * count + 2:
+    if len(near) <= 2 * count + 3:
         return None
-    place = np.searchsorted(widths, near.width)
-    x, y, log_width = np.log(near.rate.to_numpy()), np.log(near.fid.to_numpy()), np.log(widths)
+    place = np.searchsorted(widths, fitted.width)
+    x, y, log_width = np.log(fitted.rate.to_numpy()), np.log(fitted.fid.to_numpy()), np.log(widths)
 
     def residuals(values: np.ndarray) -> np.ndarray:
-        a, c, (b, power) = values[:count], values[count : 2 * count], values[-2:]
-        return a[place] + c[place] * (x - b + power * log_width[place]) ** 2 - y
+        a, c, (b, power, plateau) = values[:count], values[count : 2 * count], values[-3:]
+        distance = x - b + power * log_width[place]
+        parabola = a[place] + c[place] * distance**2
+        capped = -np.logaddexp(-SHARP * parabola, -SHARP * plateau) / SHARP  # a smooth minimum
+        return np.where(distance < 0, capped, parabola) - y
 
-    start_rate = np.log(means.idxmin(axis=1).to_numpy(float))
-    slope, intercept = np.polyfit(log_width, start_rate, 1)
-    start = [*np.log(means.min(axis=1)), *([0.3] * count), intercept, -slope]
-    found = optimize.least_squares(residuals, start, method="lm")
-    b, power = found.x[-2:]
+    log_rate = np.log(lowest_rate.to_numpy(float))
+    highest = y[x == x.min()].max()
+    starts = [
+        [*np.log(means.min(axis=1)), *([0.4] * count), (log_rate + power * log_width).mean(), power, highest]
+        for power in (-np.polyfit(log_width, log_rate, 1)[0], *STARTS)
+    ]
+    found = min((optimize.least_squares(residuals, start, x_scale="jac") for start in starts), key=lambda fit: fit.cost)
+    b, power, plateau = found.x[-3:]
     minima, rates = b - power * log_width, np.log(table.rate)  # logarithms
     inside = rates.min() <= minima.min() and minima.max() <= rates.max()
     if not (found.success and (found.x[count : 2 * count] > 0).all() and inside):
         return None
-    if np.linalg.matrix_rank(found.jac) < len(start):
+    on_plateau = found.jac[:, -1].any()
+    slopes = found.jac if on_plateau else found.jac[:, :-1]
+    if np.linalg.matrix_rank(slopes) < slopes.shape[1]:
         return None
-    freedom = len(near) - len(start)
-    covariance = np.linalg.inv(found.jac.T @ found.jac) * 2 * found.cost / freedom
-    reach = stats.t.ppf(1 - ALPHA / 2, freedom) * covariance[-1, -1] ** 0.5
+    freedom = len(fitted) - slopes.shape[1]
+    covariance = np.linalg.inv(slopes.T @ slopes) * 2 * found.cost / freedom
+    reach = stats.t.ppf(1 - ALPHA / 2, freedom) * covariance[2 * count + 1, 2 * count + 1] ** 0.5
     best = dict(zip(widths, np.exp(minima).tolist(), strict=True))
-    return RatesFit(float(power), float(power - reach), float(power + reach), best, len(near))
+    level = float(np.exp(plateau)) if on_plateau else None
+    return RatesFit(float(power), float(power - reach), float(power + reach), best, level, len(fitted))
 
 
 UNKNOWN = {
@@ -133,15 +155,19 @@ def rates_content(table: pd.DataFrame, fit: RatesFit | None) -> list[dict[str, A
 
     text = (
         "FID at the end of short trainings at each learning rate, the same rates for all widths; points are geometric "
-        "means over seeds. Best: the rate of the lowest point, and the minimum of a parabola fitted to log FID. "
+        "means over seeds. Rates are for a batch of 512, as in params.yaml. Best: the rate of the lowest point, and "
+        "the minimum of a parabola fitted to log FID. "
         f"Largest stable: the largest rate at which nothing diverged and FID is at most {NEAR:g} times the lowest."
     )
     if fit is not None:
         text += (
-            f" Fitted to the {fit.trainings} trainings within that factor of the lowest FID of their width, the best "
-            f"rate falls with the width to the power {fit.text}; the paper's rule is 1, one rate for all widths is 0. "
-            "The verdict has a criterion of its own, and is not among those that Holm's procedure corrects."
+            f" Fitted to the {fit.trainings} trainings within that factor of the lowest FID of their width, or at "
+            f"rates below its best, the best rate falls with the width to the power {fit.text}; the paper's rule is "
+            "1, one rate for all widths is 0. "
         )
+        if fit.plateau is not None:
+            text += f"The fit has a plateau at an FID of {fit.plateau:.3g}, of rates too small to learn anything. "
+        text += "The verdict has a criterion of its own, and is not among those that Holm's procedure corrects."
     rates = [f"{rate:g}" for rate in means.columns]
     return [
         {
@@ -153,7 +179,7 @@ def rates_content(table: pd.DataFrame, fit: RatesFit | None) -> list[dict[str, A
         },
         {
             "title": "FID against learning rate × width",
-            "text": "By the paper's rule the minima lie above each other here.",
+            "text": "By the paper's rule the minima would be at one place here.",
             "columns": [],
             "rows": [],
             "plot": plot(times_width=True),
