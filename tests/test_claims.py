@@ -52,7 +52,7 @@ MEASURED = Measured(FIDS, CURVES, ANALYSES)
 @pytest.mark.parametrize(
     ("arm", "expected", "verdict", "lead"),
     [
-        ("worse", "higher", "shows", "It holds here: FID is 5.50 ± 0.50 for worse, 2.10 ± 0.10 for base."),
+        ("worse", "higher", "shows", "It holds here: FID is 5.48 (5 to 6) for worse, 2.1 (2 to 2.2) for base."),
         ("better", "higher", "contradicted", "The reverse holds here: FID"),
         ("worse", "lower", "contradicted", "The reverse holds here: FID"),
         ("better", "lower", "shows", "It holds here: FID"),
@@ -120,7 +120,7 @@ def test_measures_of_analyses():
 def test_fid_while_training_is_shown_with_each_baseline():
     claims = {"a": claim("worse"), "b": claim("better", "lower"), "c": claim("worse", baseline="better")}
     parts = summarize(claims, MEASURED, NO_RATES)["analyses"]
-    first, second = (part for part in parts if part["title"].startswith("FID while training"))
+    first, second = (part for part in parts if part["title"].startswith("FID during training"))
     assert [row[0] for row in first["rows"]] == ["base", "worse", "better"]
     assert [row[0] for row in second["rows"]] == ["better", "worse"]
     assert first["columns"] == ["run", "step 500", "step 1,000"]
@@ -159,7 +159,7 @@ def test_analyses_become_tables_and_plots():
     assert layers["columns"] == ["block", "base", "worse", "small"]
     assert layers["rows"][0][:2] == ["1", "0.60 ± 0.00"]
     assert layers["rows"][1] == ["2", "0.21 ± 0.01", "0.05 ± 0.00", "0.21 ± 0.01"]
-    assert layers["rows"][2:4] == [["idle of 1", *["0, 0, 0"] * 3], ["idle of 2", "0, 0, 0", "1, 1, 1", "0, 0, 0"]]
+    assert layers["rows"][2:4] == [["idle: 1", *["0, 0, 0"] * 3], ["idle: 2", "0, 0, 0", "1, 1, 1", "0, 0, 0"]]
     assert layers["rows"][4][:2] == ["distance", "12.00 ± 0.00"]
     assert tokens["columns"][:3] == ["block", "base, cosine", "base, CKA"]
     assert tokens["rows"][1][:3] == ["2", "0.90 ± 0.00", "0.80 ± 0.00"]
@@ -190,7 +190,7 @@ def test_summary_is_written_and_drawn():
     claims = {"a": claim("worse"), "b": claim("worse", "lower", "early_movement")}
     content = json.loads(json.dumps(summarize(claims, MEASURED, NO_RATES)))
     page = claims_page(content, ["A note."])
-    assert "| **shows** | It holds here: FID is 5.50 ± 0.50 for worse" in " ".join(page.split())
+    assert "| **shows** | It holds here: FID is 5.48 (5 to 6) for worse" in " ".join(page.split())
     assert all(f"## {analysis['title']}" in page for analysis in content["analyses"])
     assert page.endswith("A note.\n")
     for some in (content, summarize({}, Measured({}, {}, {}), NO_RATES)):
@@ -210,8 +210,8 @@ def test_trainings_that_diverged_count_as_worse_than_all_others():
     assert (a["arm_text"], a["ratio"]) == ("unknown (5 of 5 diverged)", "higher, by ranks")
     assert a["p"] == "0.0079"  # 2 / C(10, 5)
     assert (a["verdict"], b["verdict"], c["verdict"]) == ("shows", "undecided", "undecided")
-    assert b["arm_text"] == "2.52 ± 0.48 (2 of 5 diverged)"
-    assert a["sentence"] == "It holds here: FID is unknown (5 of 5 diverged) for all, 2.20 ± 0.16 for base."
+    assert b["arm_text"] == "2.49 (2.05 to 3) (2 of 5 diverged)"
+    assert a["sentence"] == "It holds here: FID is unknown (5 of 5 diverged) for all, 2.2 (2 to 2.4) for base."
     ranks = np.array([1, 3, 4, 5, 6, 9.5, 9.5, 7, 2, 8])  # of base, then of two
     extreme = [abs(ranks[list(own)].sum() - 27.5) >= abs(27.5 - ranks[:5].sum()) for own in combinations(range(10), 5)]
     assert b["p"] == f"{np.mean(extreme):.2g}"

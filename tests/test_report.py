@@ -290,7 +290,7 @@ def test_noise_of_sampling_stands_beside_that_of_seeds(table):
     assert "Noise of sampling" not in page(table)
     table["fid_sets"] = [[fid, fid * np.exp(0.1 * 2**0.5)] for fid in table.fid]
     seeds = f"{np.std(np.log(FACTORS), ddof=1):.3f}"
-    assert f"of one training: 0.100; between seeds of one run: {seeds} ({seeds} to {seeds})." in page(table)
+    assert f"of one training: 0.100; between seeds of one run: {seeds} (by run: {seeds} to {seeds})." in page(table)
     assert page(table[table.seed == 0]).count("between seeds") == 0
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from gat.config import Claim, Recipe
-from gat.report.columns import METRICS, mean_text
+from gat.report.columns import METRICS, mean_text, range_text
 from gat.report.comparisons import Comparison, ExpectedDifference, Verdict, compare, judge
 from gat.report.learning_rates import UNKNOWN, fit_rates, rates_content
 
@@ -33,11 +33,11 @@ class Measured(NamedTuple):
         return [of_result(result) for result in self.analyses.get(run, [])]
 
     def text(self, measure: str, run: str) -> str:
-        """Mean and standard deviation of a measure, and how many trainings diverged."""
+        """The typical value of a measure with its range over seeds, and how many trainings diverged."""
         fids = np.asarray(self.fids[run], float)
         diverged = np.isposinf(fids).sum()
         values = [value for value in self.values(measure, run) if np.isfinite(value)]
-        known = mean_text(values, ".2f" if measure == "fid" else ".3f")
+        known = range_text(values)
         return f"{known or 'unknown'} ({diverged} of {len(fids)} diverged)" if diverged else known
 
 
@@ -204,7 +204,7 @@ def _progress(baseline: str, arms: Sequence[str], measured: Measured) -> dict[st
         rows.append([run, *(mean_text(at) for at in values)])
     width = len(steps) + 1
     return {
-        "title": f"FID while training {baseline} and what is compared with it",
+        "title": f"FID during training: {baseline} and its arms",
         "text": "",
         "columns": ["run", *(f"step {step:,}" for step in steps)],
         "rows": [row + [""] * (width - len(row)) for row in rows],
@@ -252,7 +252,7 @@ def _layers(by_run: Runs) -> list[dict[str, Any]]:
     moved = rows(skipped)
     for start, stop in ((0, depth // 2), (depth // 2, depth)) if depth > 1 else ():
         idle = [(own[start:stop] < IDLE).sum(axis=0) for own in skipped.values()]  # (seeds,) of each run
-        name = f"idle of {start + 1}" + f" to {stop}" * (stop > start + 1)
+        name = f"idle: {start + 1}" + f" to {stop}" * (stop > start + 1)
         moved.append([name, *(", ".join(map(str, counts)) for counts in idle)])
     spreads = [mean_text([one["layers"]["spread"] for one in own]) for own in by_run.values()]
     both = [
@@ -263,7 +263,7 @@ def _layers(by_run: Runs) -> list[dict[str, Any]]:
             "title": f"Layer use of generators with {depth} blocks",
             "text": "Distance that an image moves in the extractor's feature space when one block is skipped, relative "
             "to the mean distance between two images, which is in the last row; near 0, the block is not used. Idle: "
-            f"how many blocks of this half move images by less than {IDLE:g}, for each seed.",
+            f"how many of these blocks move images by less than {IDLE:g}, for each seed.",
             "columns": ["block", *runs],
             "rows": [*moved, ["distance", *spreads]],
             "plot": {"kind": "bar", "x": "block", "y": "change when skipped", "series": bars},

@@ -40,6 +40,19 @@ def mean_text(values: ArrayLike, format: str | None = ".2f") -> str:
     return " ± ".join(f"{number:z{format}}" for number in shown)
 
 
+def range_text(values: ArrayLike) -> str:
+    """The geometric mean, or the mean if not all are positive, with the lowest and the highest value in parentheses.
+
+    Values that are NaN are left out: of one other value it is this value, of none the empty text.
+    """
+    numbers = np.asarray(values, float)
+    numbers = numbers[~np.isnan(numbers)]
+    if not len(numbers):
+        return ""
+    mean = np.exp(np.log(numbers).mean()) if numbers.min() > 0 else numbers.mean()
+    return f"{mean:z.3g}" + (f" ({numbers.min():z.3g} to {numbers.max():z.3g})" if len(numbers) > 1 else "")
+
+
 RUN = Column("run", "run", None, None, "name of the model in params.yaml")
 SEED = Column("seed", "seed", ".0f", None, "random seed of the training")
 SIZE = (  # the same for all seeds of a run

@@ -265,7 +265,7 @@ def draw_claims(content: Mapping[str, Any]) -> Figure:
     label_axes(
         axes,
         "Ratios with 95% intervals; triangles point to where the claim expects them",
-        "ratio of geometric means; dots: the arm's seeds to that of the baseline; gray: taken as equal",
+        "ratio of geometric means; shaded: within ±10%\ndots: each seed of the arm / geometric mean of the baseline",
         "",
         "x" if claims else "",
     )
@@ -274,7 +274,7 @@ def draw_claims(content: Mapping[str, Any]) -> Figure:
 
 
 def draw_analyses(content: Mapping[str, Any]) -> Figure:
-    """The plots that go with claims: FID while training, FID against the learning rate, analyses of networks.
+    """The plots that go with claims: FID during training, FID against the learning rate, analyses of networks.
 
     Args:
         content: see `gat.report.claims.summarize`.

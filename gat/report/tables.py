@@ -85,7 +85,9 @@ def sampling_text(table: pd.DataFrame) -> str:
         return ""
     each = [deviation([own]) for own in by_run]
     compared = (
-        f"; between seeds of one run: {deviation(by_run):.3f} ({min(each):.3f} to {max(each):.3f})" if each else ""
+        f"; between seeds of one run: {deviation(by_run):.3f} (by run: {min(each):.3f} to {max(each):.3f})"
+        if each
+        else ""
     )
     return f"Standard deviation of log FID, pooled: between sets of samples of one training: {sets:.3f}{compared}."
 
@@ -131,10 +133,10 @@ def sizes_section(study: pd.DataFrame) -> list[str]:
 
 COMPARED = (
     'Ratio: of geometric means over seeds, with Welch\'s 95% interval; it and p are of this comparison alone. "Shows": '
-    'the ratio differs from 1 in the claimed direction; "contradicted": it differs in the other, or is within ±10% of '
-    '1; otherwise "undecided". Verdicts are corrected for the number of claims by Holm\'s procedure, so that a '
-    "claim can be undecided although its interval excludes 1; the chance of any wrong one is at most "
-    f"{ALPHA:.0%} if log FID is normal over seeds."
+    'the interval excludes 1 on the claimed side; "contradicted": it excludes 1 on the other, or lies within ±10% of '
+    '1; otherwise "undecided". For verdicts, intervals are wider, by Holm\'s procedure for the number of claims, so '
+    "that a claim can be undecided although its 95% interval excludes 1; the chance of any wrong verdict is at most "
+    f"{ALPHA:.0%} if logarithms are normal over seeds, which they are less where some trainings begin to learn late."
 )
 
 
@@ -245,9 +247,10 @@ def measurement_note(extractor: Mapping[str, Any], encoder: Mapping[str, Any], s
 def claims_page(content: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
     """Claims and analyses (see `gat.report.claims.summarize`) as a Markdown page."""
     how = (
-        "[docs/claims.md](../docs/claims.md) says how, and what was known before. Values are means over seeds ± "
-        "standard deviations; ratios, and points in plots with a logarithmic axis, are of geometric means. FID while "
-        "training is of fewer samples than FID."
+        "[docs/claims.md](../docs/claims.md) says how, and what was known before. In the first two tables values are "
+        "geometric means over seeds, with the lowest and the highest in parentheses; elsewhere, means ± standard "
+        "deviations. Bars in plots of analyses are standard deviations, on a logarithmic axis those of logarithms. FID "
+        "during training is of fewer samples than FID."
     )
     lines = ["# The paper's claims, tested", "", how, ""]
     rows = []
@@ -266,7 +269,7 @@ def claims_page(content: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
         lines += ["![Ratios with intervals](claims.png)", ""]
         lines += ["## Comparisons", "", markdown_table([*headings, "verdict"], values), "", COMPARED, ""]
     if content["analyses"]:
-        lines += ["![FID while training, learning rates, analyses](analyses.png)", ""]
+        lines += ["![FID during training, learning rates, analyses](analyses.png)", ""]
     for analysis in content["analyses"]:
         lines += [f"## {analysis['title']}", "", *([analysis["text"], ""] if analysis["text"] else [])]
         lines += [markdown_table(analysis["columns"], analysis["rows"]), ""] if analysis["rows"] else []
