@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +170,7 @@ def training_stages(params: Params, trainings: list[Training]) -> list[list[str]
     return [stages(training) for training in sorted(trainings, key=work, reverse=True)]
 
 
-def make_phases(params: Params, changed: set[str], claims: list[str] | None = None) -> list[list[Job]]:
+def make_phases(params: Params, changed: set[str], claims: Sequence[str] = ()) -> list[list[Job]]:
     """Jobs that may run side by side, phase after phase; with those that some claims need.
 
     Left out are those with no stage in `changed`, which `dvc status` names, unless a job of an earlier phase runs.
@@ -177,19 +178,29 @@ def make_phases(params: Params, changed: set[str], claims: list[str] | None = No
     phases = [[["images"]], [["extractor", "reference"], ["vae", "latents"], ["encoder", "teachers"]], [["statistics"]]]
     samples = [[f"samples@{name}"] for name in params.samples]
     phases += [[["floors"], *training_stages(params, params.trainings), *samples]]
-    rest = [["dvc.yaml"]]  # the report and what is not named here
-    if claims is not None:
+    if claims:
         runs, analyzed = runs_of(params, claims)
         trainings = [training for training in params.arm_trainings if training.run in runs]
         trainings += params.rate_trainings if RATES_CLAIM in claims else []
         analyses = [f"claims/dvc.yaml:analyze@{run}-{seed}" for run in analyzed for seed in params.seeds]
         phases += [training_stages(params, trainings), [[stage] for stage in analyses]]
-        whole = {*params.claims, RATES_CLAIM} == {*claims}
-        rest.insert(0, ["claims/dvc.yaml" if whole else "claims/dvc.yaml:summary"])
     wanted: list[list[Job]] = []
     for phase in phases:
         wanted.append([Job(stages) for stages in phase if any(wanted) or changed.intersection(stages)])
-    return wanted + [[Job(targets)] for targets in rest]
+    return wanted
+
+
+def last_phases(params: Params, claims: Sequence[str] = ()) -> list[list[Job]]:
+    """The jobs after those of `make_phases`: reports, and what is not named there."""
+    whole = {*claims} == {*params.claims, RATES_CLAIM}
+    summary = [[Job(["claims/dvc.yaml" if whole else "claims/dvc.yaml:summary"])]]
+    return summary * bool(claims) + [[Job(["dvc.yaml"])]]
+
+
+def with_done(params: Params, changed: set[str], claims: Sequence[str]) -> list[str]:
+    """Some claims, and those for which nothing would have to run, in the order of params.yaml."""
+    known = [*params.claims, RATES_CLAIM]
+    return [name for name in known if name in claims or not any(make_phases(params, changed, [name]))]
 
 
 def slot_count(jobs: int | None, threads: int | None, gpus: list[str]) -> int:
@@ -257,20 +268,24 @@ def main() -> None:
         if arguments.list:
             print(*(" ".join(stages) for stages in training_stages(params, params.trainings)), sep="\n")
             return
-        chosen = None
+        chosen: list[str] = []
         if arguments.claims is not None:
             known = [*params.claims, RATES_CLAIM]
             for name in {*arguments.claims} - {*known}:
                 parser.error(f"argument --claims: {name!r} is none of {', '.join(known)}")
             chosen = arguments.claims or known
             params.check_claims(name for name in chosen if name != RATES_CLAIM)
-            os.environ[CLAIMS] = " ".join(chosen)
             for folder in (ARMS, ANALYSES):  # `summary` depends on both, also if these claims need only one
                 folder.mkdir(parents=True, exist_ok=True)
         os.environ |= {SLOT: "1", "PYTHONUNBUFFERED": "1"}
         remove_stale_locks()
         run_dvc("repro", "--single-item", "code", "source", "tidy")
-        phases = make_phases(params, {*json.loads(run_dvc("status", "--json"))}, chosen)
+        changed = {*json.loads(run_dvc("status", "--json"))}
+        reported = with_done(params, changed, chosen) if chosen else []
+        if more := [name for name in reported if name not in chosen]:
+            print(f"also reported, as their trainings are done: {' '.join(more)}")
+        os.environ[CLAIMS] = " ".join(reported)
+        phases = make_phases(params, changed, reported) + last_phases(params, reported)
         gpus = find_gpus()
         scheduler = Scheduler(slot_count(arguments.jobs, params.compute.threads, gpus), gpus)
         asyncio.run(scheduler.run(phases))

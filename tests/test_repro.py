@@ -17,7 +17,8 @@ from dvc.repo import Repo
 from project import Project
 from zc.lockfile import LockFile
 
-from stages.repro import Job, Scheduler, find_gpus, make_slots, slot_count
+from gat.config import load_params
+from stages.repro import Job, Scheduler, find_gpus, last_phases, make_phases, make_slots, slot_count, with_done
 
 DVC = """#!/bin/sh
 for name; do :; done
@@ -84,6 +85,29 @@ def test_a_phase_of_few_jobs_has_all_gpus(monkeypatch):
     assert ran[0] == ("images", "01234567")
     assert ran[1:4] == [("reference", "01"), ("latents", "234"), ("teachers", "567")]
     assert [gpus for _, gpus in ran[4:]] == ["01", "23", "45", "67"]
+
+
+def test_claims_whose_trainings_are_done_are_reported_with_those_that_are_asked_for():
+    params = load_params(ROOT / "profiles/smoke.yaml")
+    taught = "claims/dvc.yaml:evaluate@S-2-taught-0"
+
+    def asked(*changed: str) -> tuple[list[str], list[str]]:
+        """What is reported if `resized` is asked for, and what runs before."""
+        reported = with_done(params, {*changed}, ["resized"])
+        return reported, [job.name for phase in make_phases(params, {*changed}, reported) for job in phase]
+
+    assert asked() == (["resized", "aligned", "rates"], [])
+    reported, ran = asked("claims/dvc.yaml:train@S-2-resized-0")
+    assert (reported, ran) == (
+        ["resized", "aligned", "rates"],
+        ["S-2-resized-0", "analyze@S-2-0", "analyze@S-2-taught-0"],
+    )
+    assert asked(taught, "claims/dvc.yaml:train-rates@8-0.001-0") == (["resized"], [])
+    assert asked("claims/dvc.yaml:analyze@S-2-0") == (["resized", "rates"], ["analyze@S-2-0"])  # of both baselines
+    assert asked("vae")[0] == ["resized"]
+    assert {"vae", "S-2-0", "S-2-resized-0"} < {*asked("vae")[1]}
+    last = [[job.name for job in phase] for phase in last_phases(params, ["resized"])]
+    assert last == [["summary"], ["dvc.yaml"]]
 
 
 def test_status_is_the_last_state_of_a_progress_bar():
