@@ -13,7 +13,7 @@ from scipy import optimize, stats
 from gat.report.columns import mean_text
 from gat.report.comparisons import ALPHA, Verdict
 
-NEAR = 4.0  # a training is near the minimum with at most this many times the lowest FID of its width
+NEAR = 4.0  # a rate is near the minimum with at most this many times the lowest FID of its width
 SHARP = 10.0  # of the transition to the plateau, in 1 / log FID
 STARTS = (0.0, 1.0)  # powers from which the fit starts, besides that of the lowest points
 RULE, MARGIN = 1.0, 0.5  # the paper's power, and how far from it the interval may reach
@@ -22,14 +22,14 @@ RULE, MARGIN = 1.0, 0.5  # the paper's power, and how far from it the interval m
 class RatesFit(NamedTuple):
     """log FID = a(width) + c(width) · (log rate − b + power · log width)², by least squares near the minima.
 
-    At rates below the best one FID is at most `plateau`, at which nothing is learned yet.
+    At rates below the best one it is the smooth minimum of this and log `plateau`, the same for all widths.
     """
 
     power: float
     low: float  # Student's 95% interval
     high: float
     best: Mapping[int, float]  # rate at the fitted minimum, by width
-    plateau: float | None  # FID; None if no training is on it
+    plateau: float | None  # FID; None with fewer than two trainings on it
     trainings: int
 
     @property
@@ -50,8 +50,8 @@ class RatesFit(NamedTuple):
         best = {str(width): rate for width, rate in self.best.items()}
         leads = {"shows": "It holds here", "contradicted": "It does not hold here", "undecided": "Not decided"}
         sentence = (
-            f"{leads[self.verdict]}: the fitted best learning rate falls with the width to the power {self.text}; "
-            f"the rule: {RULE:g}."
+            f"{leads[self.verdict]}: the fitted best learning rate is proportional to width^−q with q = {self.text}; "
+            f"the rule has q = {RULE:g}."
         )
         numbers = {"interval": interval, "text": self.text, "verdict": self.verdict, "best": best}
         return numbers | {"trainings": self.trainings, "sentence": sentence}
@@ -70,61 +70,73 @@ def fit_rates(table: pd.DataFrame) -> RatesFit | None:
         table: a row for each training: `width`, `rate`, `seed`, `fid` and `diverged`.
 
     Returns:
-        None if the trainings do not tell the power: with one width, with fewer than three rates near the minimum of a
-        width, with a width of which a training diverged at every rate, with too few trainings, or if a fitted parabola
-        has no minimum among the rates.
+        None if the trainings do not determine the power: with one width, with fewer than three rates near the minimum
+        of a width, with a width of which a training diverged at every rate, with too few trainings, or if no fit
+        converges to parabolas that have their minima among the rates.
     """
     means = lowest(table)
-    lowest_rate = means.idxmin(axis=1)
-    is_near = ~table.diverged & (table.fid <= NEAR * means.min(axis=1)[table.width].to_numpy())
-    is_below = ~table.diverged & (table.rate < lowest_rate[table.width].to_numpy())
-    near, fitted = table[is_near], table[is_near | is_below]
+    best_rate, least = means.idxmin(axis=1), means.min(axis=1)
+    mean = means.stack().reindex(pd.MultiIndex.from_frame(table[["width", "rate"]])).to_numpy()
+    is_near = mean <= NEAR * least[table.width].to_numpy()
+    is_below = (table.rate < best_rate[table.width].to_numpy()).to_numpy()
+    near, fitted = table[is_near & ~table.diverged], table[(is_near | is_below) & ~table.diverged]
     widths = sorted({*table.width})
     count = len(widths)
     if count < 2 or any(near.rate[near.width == width].nunique() < 3 for width in widths):
         return None
-    if not np.isfinite(means.min(axis=1)).all():  # one of the seeds diverged at every rate
+    if not np.isfinite(least).all():  # one of the seeds diverged at every rate
         return None
     if len(near) <= 2 * count + 3:
         return None
     place = np.searchsorted(widths, fitted.width)
     x, y, log_width = np.log(fitted.rate.to_numpy()), np.log(fitted.fid.to_numpy()), np.log(widths)
+    log_rates = np.log(means.columns.to_numpy(float))
+
+    def curves(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The parabola at each training, and which trainings are at rates below the best."""
+        a, c, (b, power) = values[:count], values[count : 2 * count], values[-3:-1]
+        distance = x - b + power * log_width[place]
+        return a[place] + c[place] * distance**2, distance < 0
 
     def residuals(values: np.ndarray) -> np.ndarray:
-        a, c, (b, power, plateau) = values[:count], values[count : 2 * count], values[-3:]
-        distance = x - b + power * log_width[place]
-        parabola = a[place] + c[place] * distance**2
-        capped = -np.logaddexp(-SHARP * parabola, -SHARP * plateau) / SHARP  # a smooth minimum
-        return np.where(distance < 0, capped, parabola) - y
+        parabola, below = curves(values)
+        capped = -np.logaddexp(-SHARP * parabola, -SHARP * values[-1]) / SHARP  # a smooth minimum
+        return np.where(below, capped, parabola) - y
 
-    log_rate = np.log(lowest_rate.to_numpy(float))
-    highest = y[x == x.min()].max()
+    def minima(values: np.ndarray) -> np.ndarray:
+        return values[-3] - values[-2] * log_width
+
+    def is_valid(found: optimize.OptimizeResult) -> bool:
+        inside = log_rates.min() <= minima(found.x).min() and minima(found.x).max() <= log_rates.max()
+        return bool(found.success and (found.x[count : 2 * count] > 0).all() and inside)
+
+    log_best, highest = np.log(best_rate.to_numpy(float)), y[x == x.min()].max()
     starts = [
-        [*np.log(means.min(axis=1)), *([0.4] * count), (log_rate + power * log_width).mean(), power, highest]
-        for power in (-np.polyfit(log_width, log_rate, 1)[0], *STARTS)
+        [*np.log(least), *([0.4] * count), (log_best + power * log_width).mean(), power, highest]
+        for power in (-np.polyfit(log_width, log_best, 1)[0], *STARTS)
     ]
-    found = min((optimize.least_squares(residuals, start, x_scale="jac") for start in starts), key=lambda fit: fit.cost)
-    b, power, plateau = found.x[-3:]
-    minima, rates = b - power * log_width, np.log(table.rate)  # logarithms
-    inside = rates.min() <= minima.min() and minima.max() <= rates.max()
-    if not (found.success and (found.x[count : 2 * count] > 0).all() and inside):
+    fits = [optimize.least_squares(residuals, start, x_scale="jac") for start in starts]
+    if not (valid := [fit for fit in fits if is_valid(fit)]):
         return None
-    on_plateau = found.jac[:, -1].any()
-    slopes = found.jac if on_plateau else found.jac[:, :-1]
-    if np.linalg.matrix_rank(slopes) < slopes.shape[1]:
+    found = min(valid, key=lambda fit: fit.cost)
+    parabola, below = curves(found.x)
+    has_plateau = np.sum(below & (parabola > found.x[-1])) >= 2
+    slopes = found.jac if has_plateau else found.jac[:, :-1]
+    if np.linalg.matrix_rank(slopes / np.linalg.norm(slopes, axis=0).clip(1e-300)) < slopes.shape[1]:
         return None
     freedom = len(fitted) - slopes.shape[1]
-    covariance = np.linalg.inv(slopes.T @ slopes) * 2 * found.cost / freedom
-    reach = stats.t.ppf(1 - ALPHA / 2, freedom) * covariance[2 * count + 1, 2 * count + 1] ** 0.5
-    best = dict(zip(widths, np.exp(minima).tolist(), strict=True))
-    level = float(np.exp(plateau)) if on_plateau else None
-    return RatesFit(float(power), float(power - reach), float(power + reach), best, level, len(fitted))
+    inverse = np.linalg.inv(np.linalg.qr(slopes).R)  # its rows' norms are the standard errors, but for the noise
+    error = np.linalg.norm(inverse[2 * count + 1]) * (2 * found.cost / freedom) ** 0.5
+    power, reach = float(found.x[-2]), float(stats.t.ppf(1 - ALPHA / 2, freedom) * error)
+    best = dict(zip(widths, np.exp(minima(found.x)).tolist(), strict=True))
+    level = float(np.exp(found.x[-1])) if has_plateau else None
+    return RatesFit(power, power - reach, power + reach, best, level, len(fitted))
 
 
 UNKNOWN = {
     "verdict": "undecided",
     "text": "",
-    "sentence": "These trainings do not tell the power: at some width there is no minimum among the rates.",
+    "sentence": "These trainings do not determine the power.",
 }
 
 
@@ -161,12 +173,12 @@ def rates_content(table: pd.DataFrame, fit: RatesFit | None) -> list[dict[str, A
     )
     if fit is not None:
         text += (
-            f" Fitted to the {fit.trainings} trainings within that factor of the lowest FID of their width, or at "
-            f"rates below its best, the best rate falls with the width to the power {fit.text}; the paper's rule is "
-            "1, one rate for all widths is 0. "
+            f" A fit to the {fit.trainings} trainings at rates within that factor, or below the best, gives a best "
+            f"rate proportional to width^−q with q = {fit.text}; the paper's rule has q = 1, one rate for all widths "
+            "q = 0. "
         )
         if fit.plateau is not None:
-            text += f"The fit has a plateau at an FID of {fit.plateau:.3g}, of rates too small to learn anything. "
+            text += f"Below the best rates the fit has a plateau at an FID of {fit.plateau:.3g}. "
         text += "The verdict has a criterion of its own, and is not among those that Holm's procedure corrects."
     rates = [f"{rate:g}" for rate in means.columns]
     return [
@@ -179,7 +191,7 @@ def rates_content(table: pd.DataFrame, fit: RatesFit | None) -> list[dict[str, A
         },
         {
             "title": "FID against learning rate × width",
-            "text": "By the paper's rule the minima would be at one place here.",
+            "text": "By the paper's rule the minima would coincide here.",
             "columns": [],
             "rows": [],
             "plot": plot(times_width=True),
