@@ -136,7 +136,7 @@ COMPARED = (
     'the interval excludes 1 on the claimed side; "contradicted": it excludes 1 on the other, or lies within ±10% of '
     '1; otherwise "undecided". For verdicts, intervals are wider, by Holm\'s procedure for the number of claims, so '
     "that a claim can be undecided although its 95% interval excludes 1; the chance of any wrong verdict is at most "
-    f"{ALPHA:.0%} if logarithms are normal over seeds, which they are less where some trainings begin to learn late."
+    f"{ALPHA:.0%} if logarithms are normal over seeds, which fails where some trainings begin to learn late."
 )
 
 
@@ -248,9 +248,9 @@ def claims_page(content: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
     """Claims and analyses (see `gat.report.claims.summarize`) as a Markdown page."""
     how = (
         "[docs/claims.md](../docs/claims.md) says how, and what was known before. In the first two tables values are "
-        "geometric means over seeds, with the lowest and the highest in parentheses; elsewhere, means ± standard "
-        "deviations. Bars in plots of analyses are standard deviations, on a logarithmic axis those of logarithms. FID "
-        "during training is of fewer samples than FID."
+        "geometric means over seeds (arithmetic ones if one is not positive), with the lowest and the highest in "
+        "parentheses; elsewhere, means ± standard deviations. Bars in plots of analyses are standard deviations, on a "
+        "logarithmic axis those of logarithms. FID during training is of fewer samples than FID."
     )
     lines = ["# The paper's claims, tested", "", how, ""]
     rows = []
