@@ -190,17 +190,22 @@ def make_phases(params: Params, changed: set[str], claims: Sequence[str] = ()) -
     return wanted
 
 
-def last_phases(params: Params, claims: Sequence[str] = ()) -> list[list[Job]]:
+def last_phases(params: Params, claims: Sequence[str]) -> list[list[Job]]:
     """The jobs after those of `make_phases`: reports, and what is not named there."""
-    whole = {*claims} == {*params.claims, RATES_CLAIM}
-    summary = [[Job(["claims/dvc.yaml" if whole else "claims/dvc.yaml:summary"])]]
-    return summary * bool(claims) + [[Job(["dvc.yaml"])]]
+    targets = ["dvc.yaml"]
+    if claims:
+        targets.insert(0, "claims/dvc.yaml" if {*claims} == {*all_claims(params)} else "claims/dvc.yaml:summary")
+    return [[Job([target])] for target in targets]
+
+
+def all_claims(params: Params) -> list[str]:
+    """The names that `--claims` takes."""
+    return [*params.claims, RATES_CLAIM]
 
 
 def with_done(params: Params, changed: set[str], claims: Sequence[str]) -> list[str]:
     """Some claims, and those for which nothing would have to run, in the order of params.yaml."""
-    known = [*params.claims, RATES_CLAIM]
-    return [name for name in known if name in claims or not any(make_phases(params, changed, [name]))]
+    return [name for name in all_claims(params) if name in claims or not any(make_phases(params, changed, [name]))]
 
 
 def slot_count(jobs: int | None, threads: int | None, gpus: list[str]) -> int:
@@ -270,7 +275,7 @@ def main() -> None:
             return
         chosen: list[str] = []
         if arguments.claims is not None:
-            known = [*params.claims, RATES_CLAIM]
+            known = all_claims(params)
             for name in {*arguments.claims} - {*known}:
                 parser.error(f"argument --claims: {name!r} is none of {', '.join(known)}")
             chosen = arguments.claims or known

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from gat.report.columns import mean_text
@@ -63,8 +64,34 @@ def lowest(table: pd.DataFrame) -> pd.DataFrame:
     return values.pivot_table(index="width", columns="rate", values="fid", aggfunc="mean").apply(np.exp)
 
 
+class _Model(NamedTuple):
+    """The parabolas and the plateau, of values `[*a, *c, b, power, log plateau]`, at some trainings."""
+
+    place: np.ndarray  # (N,) of each training's width in `log_widths`
+    log_rates: np.ndarray  # (N,)
+    log_fids: np.ndarray  # (N,)
+    log_widths: np.ndarray  # (W,)
+
+    def minima(self, values: np.ndarray) -> np.ndarray:
+        """Log of the best rate (W,)."""
+        b, power, _ = values[-3:]
+        return b - power * self.log_widths
+
+    def parabola(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log FID (N,) without the plateau, and which trainings are at rates below the best."""
+        a, c = values[:-3].reshape(2, -1)
+        distance = self.log_rates - self.minima(values)[self.place]
+        return a[self.place] + c[self.place] * distance**2, distance < 0
+
+    def residuals(self, values: np.ndarray) -> np.ndarray:
+        """Log FID (N,) of the model less that of the trainings."""
+        parabola, below = self.parabola(values)
+        capped = -np.logaddexp(-SHARP * parabola, -SHARP * values[-1]) / SHARP  # a smooth minimum
+        return np.where(below, capped, parabola) - self.log_fids
+
+
 def fit_rates(table: pd.DataFrame) -> RatesFit | None:
-    """Fit the best rate's power of the width.
+    """Fit the best rate's power of the width, by least squares from three starts: another minimum may be lower.
 
     Args:
         table: a row for each training: `width`, `rate`, `seed`, `fid` and `diverged`.
@@ -88,38 +115,11 @@ def fit_rates(table: pd.DataFrame) -> RatesFit | None:
         return None
     if len(near) <= 2 * count + 3:
         return None
-    place = np.searchsorted(widths, fitted.width)
-    x, y, log_width = np.log(fitted.rate.to_numpy()), np.log(fitted.fid.to_numpy()), np.log(widths)
-    log_rates = np.log(means.columns.to_numpy(float))
-
-    def curves(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The parabola at each training, and which trainings are at rates below the best."""
-        a, c, (b, power) = values[:count], values[count : 2 * count], values[-3:-1]
-        distance = x - b + power * log_width[place]
-        return a[place] + c[place] * distance**2, distance < 0
-
-    def residuals(values: np.ndarray) -> np.ndarray:
-        parabola, below = curves(values)
-        capped = -np.logaddexp(-SHARP * parabola, -SHARP * values[-1]) / SHARP  # a smooth minimum
-        return np.where(below, capped, parabola) - y
-
-    def minima(values: np.ndarray) -> np.ndarray:
-        return values[-3] - values[-2] * log_width
-
-    def is_valid(found: optimize.OptimizeResult) -> bool:
-        inside = log_rates.min() <= minima(found.x).min() and minima(found.x).max() <= log_rates.max()
-        return bool(found.success and (found.x[count : 2 * count] > 0).all() and inside)
-
-    log_best, highest = np.log(best_rate.to_numpy(float)), y[x == x.min()].max()
-    starts = [
-        [*np.log(least), *([0.4] * count), (log_best + power * log_width).mean(), power, highest]
-        for power in (-np.polyfit(log_width, log_best, 1)[0], *STARTS)
-    ]
-    fits = [optimize.least_squares(residuals, start, x_scale="jac") for start in starts]
-    if not (valid := [fit for fit in fits if is_valid(fit)]):
+    places = np.searchsorted(widths, fitted.width)
+    model = _Model(places, np.log(fitted.rate.to_numpy()), np.log(fitted.fid.to_numpy()), np.log(widths))
+    if (found := _best_fit(model, np.log(means.columns.to_numpy(float)), np.log(least), np.log(best_rate))) is None:
         return None
-    found = min(valid, key=lambda fit: fit.cost)
-    parabola, below = curves(found.x)
+    parabola, below = model.parabola(found.x)
     has_plateau = np.sum(below & (parabola > found.x[-1])) >= 2
     slopes = found.jac if has_plateau else found.jac[:, :-1]
     if np.linalg.matrix_rank(slopes / np.linalg.norm(slopes, axis=0).clip(1e-300)) < slopes.shape[1]:
@@ -128,9 +128,36 @@ def fit_rates(table: pd.DataFrame) -> RatesFit | None:
     inverse = np.linalg.inv(np.linalg.qr(slopes).R)  # its rows' norms are the standard errors, but for the noise
     error = np.linalg.norm(inverse[2 * count + 1]) * (2 * found.cost / freedom) ** 0.5
     power, reach = float(found.x[-2]), float(stats.t.ppf(1 - ALPHA / 2, freedom) * error)
-    best = dict(zip(widths, np.exp(minima(found.x)).tolist(), strict=True))
+    best = dict(zip(widths, np.exp(model.minima(found.x)).tolist(), strict=True))
     level = float(np.exp(found.x[-1])) if has_plateau else None
     return RatesFit(power, power - reach, power + reach, best, level, len(fitted))
+
+
+def _best_fit(
+    model: _Model, log_rates: np.ndarray, log_least: ArrayLike, log_best: ArrayLike
+) -> optimize.OptimizeResult | None:
+    """The fit with the least squares among those whose parabolas have minima among the rates; None without any.
+
+    Args:
+        model: of the trainings.
+        log_rates: (R,) all rates.
+        log_least: (W,) of the lowest FIDs, where the fit starts.
+        log_best: (W,) of their rates.
+    """
+    least, best = np.asarray(log_least, float), np.asarray(log_best, float)
+    highest = model.log_fids[model.log_rates == model.log_rates.min()].max()
+
+    def is_valid(found: optimize.OptimizeResult) -> bool:
+        minima, curvatures = model.minima(found.x), found.x[:-3].reshape(2, -1)[1]
+        inside = log_rates.min() <= minima.min() and minima.max() <= log_rates.max()
+        return bool(found.success and (curvatures > 0).all() and inside)
+
+    starts = [
+        [*least, *([0.4] * len(least)), (best + power * model.log_widths).mean(), power, highest]
+        for power in (-np.polyfit(model.log_widths, best, 1)[0], *STARTS)
+    ]
+    fits = [optimize.least_squares(model.residuals, start, x_scale="jac") for start in starts]
+    return min(filter(is_valid, fits), key=lambda fit: fit.cost, default=None)
 
 
 UNKNOWN = {
